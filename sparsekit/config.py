@@ -1,0 +1,173 @@
+"""The configuration of a run: one description of every setting for Python, TOML files and command-line flags."""
+
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from sparsekit.checks import nearest
+from sparsekit.errors import InputError
+
+Method = Literal["dense", "static", "static-unstructured", "set", "rigl", "srigl"]
+
+
+def _split(value: Any) -> Any:
+    """Flags give lists as 'a,b'; TOML gives real lists."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_split)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class RunConfig(BaseModel):
+    """Everything that decides how a network is trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str = Field("digits", description="digits, mnist, fashion-mnist, or an .npz file with x and y")
+    validation: FractionBelowOne = Field(0.0, description="share of the training data set aside for validation")
+    model: Literal["mlp"] = Field("mlp", description="network architecture")
+    hidden: Sizes = Field((256, 256), description="sizes of the hidden layers, as 512,512")
+    activation: Literal["relu", "gelu"] = Field("relu", description="activation of the hidden layers")
+    batch_norm: bool = Field(False, description="normalise the hidden layers over the batch")
+    dropout: FractionBelowOne = Field(0.0, description="probability of zeroing a hidden unit in training")
+
+    method: Method = Field("srigl", description="topology method; static is constant fan-in")
+    sparsity: FractionBelowOne = Field(0.9, description="share of the weights that is not stored")
+    distribution: Literal["erk", "er", "uniform"] = Field("erk", description="how the layers share the weights")
+    dense_layers: Names = Field((), description="layers to keep dense, as fc1,fc3")
+    no_ablation_layers: Names | None = Field(
+        None, description="layers whose neurons are never ablated (default: the output layer)"
+    )
+    gamma_sal: FractionBelowOne = Field(
+        0.3, description="SRigL: share of salient weights a neuron needs; 0: no ablation"
+    )
+    saliency_gradient: Literal["inactive", "all"] = Field(
+        "inactive", description="SRigL: positions that their gradient can make salient"
+    )
+    revive: bool = Field(True, description="SRigL: whether ablated neurons may come back")
+    compat: Literal["official"] | None = Field(
+        None, description="SRigL: reproduce the authors' code and its faults"
+    )
+    delta_t: Count = Field(100, description="optimizer steps between topology updates")
+    alpha: Fraction = Field(0.3, description="drop fraction at the start of training")
+    t_end_fraction: Fraction = Field(0.75, description="share of the training after which the topology stays")
+
+    epochs: Count = Field(10, description="passes over the training data")
+    batch_size: Count = Field(128, description="samples a step; an incomplete last batch is dropped")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="optimizer")
+    learning_rate: Positive = Field(0.1, description="learning rate after warm-up")
+    lr_schedule: Literal["constant", "step", "cosine"] = Field("cosine", description="learning rate over training")
+    warmup_epochs: NotNegative = Field(0.0, description="epochs of linear warm-up")
+    step_epochs: Positive = Field(30.0, description="step schedule: epochs between two decays")
+    step_factor: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="step schedule: factor of a decay")
+    momentum: FractionBelowOne = Field(0.9, description="SGD momentum")
+    nesterov: bool = Field(True, description="SGD with Nesterov momentum")
+    weight_decay: NotNegative = Field(5e-4, description="weight decay")
+    label_smoothing: FractionBelowOne = Field(0.0, description="share of the target spread over all classes")
+
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of masks, weights, batches and random growth")
+    threads: Count | None = Field(None, description="threads of kernels and BLAS (default: all processors)")
+    backend: Literal["reference", "vectorized", "csr", "cpu"] = Field(
+        "cpu", description="kernels of sparse layers"
+    )
+    dtype: Literal["float32", "float64"] = Field("float32", description="precision of weights and activations")
+
+    def to_toml(self) -> str:
+        """The configuration as TOML; settings left at None are left out."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def make_config(*sources: Mapping[str, Any]) -> RunConfig:
+    """A configuration from mappings, later ones overriding earlier ones; what none names keeps its default.
+
+    Raises
+    ------
+    InputError
+        For an unknown name (with the nearest known one) or a value that is not allowed, in one line.
+    """
+    merged: dict[str, Any] = {}
+    for source in sources:
+        merged |= source
+    for name in merged:
+        if name not in RunConfig.model_fields:
+            raise InputError(f"unknown setting {name!r}{nearest(name, RunConfig.model_fields)}")
+    try:
+        return RunConfig(**merged)
+    except ValidationError as error:
+        raise InputError(_one_line(error)) from None
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The settings in a TOML file.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or is not TOML, or for a table: settings have no sections.
+    """
+    try:
+        with open(path, "rb") as file:
+            settings = tomllib.load(file)
+    except OSError as error:
+        raise InputError(f"config {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"config {path} is not TOML: {error}") from None
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            raise InputError(f"config {path} has a table [{name}], but settings stand at the top level")
+    return settings
+
+
+def choices(name: str) -> list[str]:
+    """The values a setting may take, where they are few and have names; else nothing."""
+    options = _schema(name).get("anyOf", [_schema(name)])
+    return [choice for option in options for choice in option.get("enum", [option.get("const")]) if choice]
+
+
+def kind(name: str) -> str:
+    """What a setting's value is: 'integer', 'number', 'boolean', 'array' or 'string'."""
+    options = _schema(name).get("anyOf", [_schema(name)])
+    return options[0].get("type", "string")
+
+
+def _schema(name: str) -> dict[str, Any]:
+    return _schemas()[name]
+
+
+@cache
+def _schemas() -> dict[str, Any]:
+    return RunConfig.model_json_schema()["properties"]
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first complaint of pydantic as 'name must be ..., not value'."""
+    first = error.errors()[0]
+    name, value = str(first["loc"][0]), first["input"]
+    hint = nearest(value, choices(name))
+    return f"{name} must be {_allowed(name)}, not {value!r}{hint}"
+
+
+def _allowed(name: str) -> str:
+    if choices(name):
+        return f"one of {', '.join(choices(name))}"
+    schema = _schema(name)
+    if kind(name) == "array":
+        options = schema.get("anyOf", [schema])
+        item = "integers of at least 1" if options[0]["items"]["type"] == "integer" else "names"
+        return f"{item} separated by commas"
+    options = schema.get("anyOf", [schema])
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    bounds = " and ".join(f"{sign} {options[0][key]:g}" for key, sign in signs.items() if key in options[0])
+    article = "an" if kind(name) == "integer" else "a"
+    return f"{article} {kind(name)} {bounds}".strip()

@@ -1,0 +1,116 @@
+"""CSR storage: an unstructured sparse weight matrix, row by row."""
+
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+
+from sparsekit.checks import require_integer
+from sparsekit.errors import InputError
+from sparsekit.kernels import get_backend
+from sparsekit.kernels.transpose import TransposedIndex, index_dtype, transposed_index
+from sparsekit.masks import require_mask
+from sparsekit.stored import StoredMatrix, frozen, require_dense_weight, require_values
+
+
+class CSRMatrix(StoredMatrix):
+    """A weight matrix (n_out, n_in) with any number of stored weights in each row.
+
+    Parameters
+    ----------
+    values : float32 or float64 (nnz,), the stored weights, row by row; kept without a copy if C-contiguous
+    indices : integer (nnz,), the input of each stored weight, ascending and unique in each row
+    indptr : integer (n_out + 1,), row n owns the slots indptr[n] to indptr[n + 1]
+    shape : (n_out, n_in)
+
+    Raises
+    ------
+    InputError
+        For shapes that do not fit each other, indices out of range, unsorted or repeated, row pointers that
+        decrease, or values that are not finite.
+
+    Attributes
+    ----------
+    indices : uint16 if n_in <= 65536, else int32; read-only
+    indptr : int64, read-only
+    """
+
+    def __init__(
+        self, values: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int]
+    ) -> None:
+        n_out, n_in = require_integer("n_out", shape[0], 1), require_integer("n_in", shape[1], 1)
+        self.shape = (n_out, n_in)
+        self.values = require_values(values, ndim=1)
+        self.indices = frozen("indices", indices, index_dtype(n_in), 0, n_in)
+        self.indptr = frozen("indptr", indptr, np.int64, 0, self.values.size + 1)
+        if self.indices.shape != self.values.shape or self.indptr.shape != (n_out + 1,):
+            raise InputError(
+                f"values, indices and indptr must have shapes (nnz,), (nnz,) and ({n_out + 1},), "
+                f"not {self.values.shape}, {self.indices.shape} and {self.indptr.shape}"
+            )
+        if self.indptr[0] != 0 or self.indptr[-1] != self.nnz or (np.diff(self.indptr) < 0).any():
+            raise InputError(f"indptr must rise from 0 to nnz = {self.nnz} and never fall")
+        if not (np.diff(self.flat_positions()) > 0).all():
+            raise InputError("indices must be ascending without repeats in each row")
+
+    @classmethod
+    def from_dense(cls, weight: np.ndarray, mask: np.ndarray) -> Self:
+        """Store the weights of a dense float array (n_out, n_in) at the True positions of a bool mask."""
+        matrix = cls.from_mask(mask, require_dense_weight(weight, require_mask(mask)).dtype)
+        matrix.values[...] = require_values(weight[mask], ndim=1)
+        return matrix
+
+    @classmethod
+    def from_mask(cls, mask: np.ndarray, dtype: np.dtype | type = np.float32) -> Self:
+        """A matrix of zeros stored at the True positions of a bool mask (n_out, n_in)."""
+        indptr = np.concatenate([[0], np.cumsum(require_mask(mask).sum(axis=1))])
+        indices = np.nonzero(mask)[1]
+        return cls(np.zeros(indices.size, dtype=dtype), indices, indptr, mask.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of values, indices and row pointers."""
+        return self.values.nbytes + self.indices.nbytes + self.indptr.nbytes
+
+    @property
+    def held_nbytes(self) -> int:
+        """`nbytes` and the transposed index, once a product has needed it."""
+        return self.nbytes + (self.transposed.nbytes if "transposed" in self.__dict__ else 0)
+
+    @cached_property
+    def transposed(self) -> TransposedIndex:
+        """The transposed index that :meth:`rmatmul` reads, built on first use."""
+        return transposed_index(self.indices, self._row_of_slot(), *self.shape)
+
+    def fan_ins(self) -> np.ndarray:
+        """Int64 (n_out,), stored inputs of each neuron."""
+        return np.diff(self.indptr)
+
+    def flat_positions(self) -> np.ndarray:
+        """Int64 (nnz,), row * n_in + column of each stored weight, ascending."""
+        return self._row_of_slot() * self.shape[1] + self.indices
+
+    def mask(self) -> np.ndarray:
+        """Bool (n_out, n_in), True where a weight is stored."""
+        mask = np.zeros(self.shape, dtype=bool)
+        mask.flat[self.flat_positions()] = True
+        return mask
+
+    def to_dense(self) -> np.ndarray:
+        """Float (n_out, n_in), zero where no weight is stored."""
+        weight = np.zeros(self.shape, dtype=self.dtype)
+        weight.flat[self.flat_positions()] = self.values
+        return weight
+
+    def _row_of_slot(self) -> np.ndarray:
+        return np.repeat(np.arange(self.shape[0]), self.fan_ins())
+
+    def _matmul(self, x, backend, out):
+        return get_backend(backend).csr_matmul(self.values, self.indices, self.indptr, x, out)
+
+    def _rmatmul(self, g, backend, out):
+        kernels = get_backend(backend)
+        return kernels.csr_rmatmul(self.values, self.indices, self.indptr, g, out, self.transposed)
+
+    def _sampled_outer(self, g, x, backend, out):
+        return get_backend(backend).csr_sampled_outer(self.indices, self.indptr, g, x, out)

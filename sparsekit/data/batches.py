@@ -1,0 +1,179 @@
+"""Standardised mini-batches in the feature-major layout of the network."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from sparsekit.errors import InputError
+
+_TABLE = "(n, features)"
+_IMAGES = "(n, channels, height, width)"
+_CHUNK_VALUES = 1 << 20  # values converted to float64 at a time, 8 MiB
+
+
+@dataclass(frozen=True, eq=False)
+class Standardization:
+    """The map x -> (x - mean) / std with the statistics of a training set.
+
+    Parameters
+    ----------
+    mean, std : float64 arrays, both (features,) or both (channels, 1, 1)
+        They broadcast over one sample; every std is positive.
+
+    Raises
+    ------
+    InputError
+        If the shapes differ or are none of these, a value is not finite, or a std is not positive.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+
+    def __post_init__(self) -> None:
+        mean, std = np.asarray(self.mean, dtype=np.float64), np.asarray(self.std, dtype=np.float64)
+        if mean.shape != std.shape or not (mean.ndim == 1 or (mean.ndim == 3 and mean.shape[1:] == (1, 1))):
+            expected = "both must be (features,) or (channels, 1, 1)"
+            raise InputError(f"mean has shape {mean.shape} and std {std.shape}, but {expected}")
+        if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+            raise InputError("mean and std must be finite, and std positive")
+        object.__setattr__(self, "mean", mean)  # the dataclass is frozen
+        object.__setattr__(self, "std", std)
+
+    @classmethod
+    def fit(cls, x: np.ndarray) -> "Standardization":
+        """Statistics of samples: one mean and std per feature of a table, per channel of images.
+
+        Sums are float64, over chunks of samples, so that no float copy of all of `x` is made. The variance
+        divides by the number of values (not by one less). What is constant gets std 1, and so becomes 0.
+
+        Parameters
+        ----------
+        x : array (n, features) or (n, channels, height, width), n > 0
+
+        Raises
+        ------
+        InputError
+            If `x` has another shape or no sample.
+        """
+        if x.ndim not in (2, 4) or len(x) == 0:
+            raise InputError(f"x has shape {x.shape}, but expected {_TABLE} or {_IMAGES}")
+        axes = (0, *range(2, x.ndim))
+        n_values = x.size // x.shape[1]
+        mean = sum(part.sum(axis=axes, keepdims=True) for part in _float64_chunks(x)) / n_values
+        squares = sum(((part - mean) ** 2).sum(axis=axes, keepdims=True) for part in _float64_chunks(x))
+        std = np.sqrt(squares / n_values)
+        # Rounding of the mean gives a constant feature a tiny std, so compare the values themselves. A std
+        # that float32 cannot hold with full precision counts as constant too: its inverse would be infinite.
+        constant = x.min(axis=axes, keepdims=True) == x.max(axis=axes, keepdims=True)
+        std[constant | (std < np.finfo(np.float32).tiny)] = 1.0
+        return cls(mean[0], std[0])
+
+    def transform(self, x: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
+        """Standardise samples and turn them to feature-major.
+
+        Parameters
+        ----------
+        x : array (n, *sample_shape)
+        dtype : float32 or float64
+
+        Returns
+        -------
+        array (*sample_shape, n) of `dtype`
+            C-contiguous and newly allocated.
+
+        Raises
+        ------
+        InputError
+            If the features or channels of `x` are not those of the statistics, or `dtype` is another.
+        """
+        dtype = _float_dtype(dtype)
+        if x.ndim != self.mean.ndim + 1 or x.shape[1] != len(self.mean):
+            expected = _TABLE if self.mean.ndim == 1 else _IMAGES
+            raise InputError(f"x has shape {x.shape}, but expected {expected}, second size {len(self.mean)}")
+        mean = self.mean[..., np.newaxis].astype(dtype)
+        scale = (1.0 / self.std[..., np.newaxis]).astype(dtype)
+        # Transposing first moves single bytes where x is uint8, a quarter of the float32 it becomes.
+        samples_last = np.ascontiguousarray(np.moveaxis(x, 0, -1))
+        out = np.subtract(samples_last, mean, dtype=dtype)
+        out *= scale
+        return out
+
+
+class BatchLoader:
+    """Mini-batches of one data set, as often as it is iterated over.
+
+    Each pass yields ``(x_batch, y_batch)``: an array (*sample_shape, batch) of `dtype`, C-contiguous and
+    standardised, and an int64 array (batch,).
+
+    Parameters
+    ----------
+    x : array (n, *sample_shape)
+    y : int64 array (n,)
+    batch_size : int
+        Samples per batch; the last batch of a pass has what is left.
+    standardization : Standardization
+    dtype : float32 or float64
+    rng : numpy.random.Generator, optional
+        Each pass takes one fresh permutation from it, at its first batch. None: the order of `x`.
+    drop_last : bool
+        Leave an incomplete last batch out.
+
+    Raises
+    ------
+    InputError
+        If an argument is out of range, or if `drop_last` would leave no batch.
+    """
+
+    def __init__(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        batch_size: int,
+        standardization: Standardization,
+        *,
+        dtype: DTypeLike = np.float32,
+        rng: np.random.Generator | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        if len(x) == 0 or np.shape(y) != (len(x),):
+            raise InputError(f"x has shape {x.shape} and y {np.shape(y)}, but each sample needs one label")
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise InputError(f"batch_size is {batch_size!r}, but must be a whole number of at least 1")
+        if drop_last and batch_size > len(x):
+            raise InputError(f"batch_size is {batch_size}, but there are only {len(x)} samples")
+        if rng is not None and not isinstance(rng, np.random.Generator):
+            raise InputError(f"rng must be a numpy.random.Generator or None, not {type(rng).__name__}")
+        self._x, self._y = x, y
+        self._batch_size = int(batch_size)
+        self._standardization = standardization
+        self._dtype = _float_dtype(dtype)
+        self._rng = rng
+        self._drop_last = drop_last
+
+    def __len__(self) -> int:
+        n_batches = len(self._x) / self._batch_size
+        return math.floor(n_batches) if self._drop_last else math.ceil(n_batches)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        order = None if self._rng is None else self._rng.permutation(len(self._x))
+        for start in range(0, len(self) * self._batch_size, self._batch_size):
+            batch = slice(start, start + self._batch_size)
+            samples = batch if order is None else order[batch]
+            yield self._standardization.transform(self._x[samples], self._dtype), self._y[samples]
+
+
+def _float_dtype(dtype: DTypeLike) -> np.dtype:
+    dtype = np.dtype(dtype)
+    if dtype not in (np.float32, np.float64):
+        raise InputError(f"dtype is {dtype}, but must be float32 or float64")
+    return dtype
+
+
+def _float64_chunks(x: np.ndarray) -> Iterator[np.ndarray]:
+    """The samples as float64, a few at a time."""
+    rows = max(1, _CHUNK_VALUES // x[0].size)
+    for start in range(0, len(x), rows):
+        yield x[start : start + rows].astype(np.float64)

@@ -1,0 +1,104 @@
+"""The data sets known by name, and the way from a name to a `Dataset`."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsekit.data.dataset import Dataset
+from sparsekit.data.idx import read_idx
+from sparsekit.data.npz import read_npz
+from sparsekit.data.sources import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, locate
+from sparsekit.data.splits import stratified_split
+from sparsekit.errors import InputError
+
+DATASETS = ("digits", "mnist", "fashion-mnist")
+
+_DIGIT_NAMES = tuple("0123456789")
+_FASHION_NAMES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+_DIGITS_TEST_SAMPLES = 360
+_DIGITS_SPLIT_SEED = 0
+
+
+def load_dataset(
+    name_or_npz: str | Path, *, validation: float = 0.0, rng: np.random.Generator | None = None
+) -> Dataset:
+    """Load a data set by name, or a user's own from a file.
+
+    Parameters
+    ----------
+    name_or_npz : str or Path
+        * ``"digits"``: 1797 images (1, 8, 8) uint8 with values 0 to 16, from scikit-learn. It has no official
+          test set: here 360 stratified samples, drawn with ``numpy.random.default_rng(0)``, are the test set
+          and the other 1437 the training set, the same in every run.
+        * ``"mnist"``, ``"fashion-mnist"``: 60000 + 10000 images (1, 28, 28) uint8, from the folder that the
+          environment variable SPARSEKIT_DATA names, the user's cache, or the network (see
+          `sparsekit.data.sources`).
+        * a path that ends in ``.npz`` (see `sparsekit.data.npz.read_npz`).
+    validation : float in [0, 1)
+        Part of the training set to move to the validation set (`Dataset.with_validation`).
+    rng : numpy.random.Generator, optional
+        Draws the validation set; ``numpy.random.default_rng(0)`` if None.
+
+    Raises
+    ------
+    InputError
+        If the name is unknown, a file cannot be found, read or trusted, or `validation` is out of range.
+    """
+    name = str(name_or_npz)
+    if name.lower().endswith(".npz"):
+        dataset = read_npz(name)
+    elif name == "digits":
+        dataset = _load_digits()
+    elif name == "mnist":
+        dataset = _load_idx(name, _DIGIT_NAMES)
+    elif name == "fashion-mnist":
+        dataset = _load_idx(name, _FASHION_NAMES)
+    else:
+        raise InputError(_unknown(name))
+    return dataset.with_validation(validation, np.random.default_rng(0) if rng is None else rng)
+
+
+def _unknown(name: str) -> str:
+    nearest = get_close_matches(name.lower(), DATASETS, n=1, cutoff=0.4)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    return f"dataset {name!r} is unknown: expected {', '.join(DATASETS)} or a path ending in .npz{hint}"
+
+
+def _load_digits() -> Dataset:
+    from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
+
+    bunch: Any = load_digits()
+    x = bunch.images.astype(np.uint8)[:, np.newaxis]
+    y = bunch.target.astype(np.int64)
+    train, test = stratified_split(y, _DIGITS_TEST_SAMPLES, np.random.default_rng(_DIGITS_SPLIT_SEED))
+    return Dataset("digits", x[train], y[train], x[test], y[test], _DIGIT_NAMES)
+
+
+def _load_idx(name: str, class_names: tuple[str, ...]) -> Dataset:
+    def images(file: str) -> np.ndarray:
+        return read_idx(locate(name, file))[:, np.newaxis]
+
+    def labels(file: str) -> np.ndarray:
+        return read_idx(locate(name, file)).astype(np.int64)
+
+    return Dataset(
+        name,
+        images(TRAIN_IMAGES),
+        labels(TRAIN_LABELS),
+        images(TEST_IMAGES),
+        labels(TEST_LABELS),
+        class_names,
+    )

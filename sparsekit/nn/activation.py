@@ -1,0 +1,48 @@
+"""Activation functions, element by element; any shape."""
+
+import math
+
+import numpy as np
+
+from sparsekit.nn.module import Module, remembered
+
+
+class ReLU(Module):
+    """y = max(x, 0); dx = dy where x > 0, else 0."""
+
+    def __init__(self) -> None:
+        self._output: np.ndarray | None = None
+
+    def forward(self, x, training=False):
+        y = np.maximum(x, 0)
+        self._output = y if training else None
+        return y
+
+    def backward(self, grad_output):
+        return grad_output * (remembered(self._output) > 0)
+
+
+class GELU(Module):
+    """y = x Phi(x) with the normal distribution function Phi; dx = dy (Phi(x) + x phi(x)).
+
+    The exact form, not the tanh approximation. Source: Hendrycks and Gimpel, arXiv 1606.08415.
+    """
+
+    def __init__(self) -> None:
+        self._input: np.ndarray | None = None
+
+    def forward(self, x, training=False):
+        self._input = x if training else None
+        return x * _normal_cdf(x)
+
+    def backward(self, grad_output):
+        x = remembered(self._input)
+        density = np.exp(-0.5 * x * x) * x.dtype.type(1 / math.sqrt(2 * math.pi))
+        return grad_output * (_normal_cdf(x) + x * density)
+
+
+def _normal_cdf(x: np.ndarray) -> np.ndarray:
+    from scipy.special import erf  # imported here: only networks with GELU need SciPy's special functions
+
+    half = x.dtype.type(0.5)
+    return half * (1 + erf(x * x.dtype.type(math.sqrt(0.5))))

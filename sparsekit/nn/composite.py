@@ -1,0 +1,46 @@
+"""Modules made of modules, and changes of shape between them."""
+
+import numpy as np
+
+from sparsekit.nn.module import Module
+
+
+class Sequential(Module):
+    """Modules one after the other.
+
+    Parameters
+    ----------
+    layers : the modules by name, in forward order
+    """
+
+    def __init__(self, layers: dict[str, Module]) -> None:
+        self.layers = dict(layers)
+
+    def forward(self, x, training=False):
+        for layer in self.layers.values():
+            x = layer.forward(x, training)
+        return x
+
+    def backward(self, grad_output):
+        for layer in reversed(self.layers.values()):
+            if grad_output is None:  # what lies before the first layer with weights has none to train
+                return None
+            grad_output = layer.backward(grad_output)
+        return grad_output
+
+    def children(self):
+        return self.layers
+
+
+class Flatten(Module):
+    """(channels, height, width, batch) -> (channels * height * width, batch); without a copy."""
+
+    def __init__(self) -> None:
+        self._shape: tuple[int, ...] = ()
+
+    def forward(self, x: np.ndarray, training: bool = False) -> np.ndarray:
+        self._shape = x.shape
+        return x.reshape(-1, x.shape[-1])
+
+    def backward(self, grad_output):
+        return grad_output.reshape(self._shape)

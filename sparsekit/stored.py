@@ -1,0 +1,194 @@
+"""What all storage formats share: the three products with checked arguments."""
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+import numpy as np
+
+from sparsekit.errors import InputError
+
+FLOAT_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+class StoredMatrix(ABC):
+    """A weight matrix (n_out, n_in) in some storage format.
+
+    Subclasses hold `values`, the stored weights, as a C-contiguous float32 or float64 array. An optimizer may
+    change the values in place; where they are is fixed once the object is built.
+
+    The products take feature-major operands. Where a copy makes an operand right it is copied: other real
+    dtypes are converted to the dtype of the weights, strided and read-only arrays become contiguous ones.
+    Anything else raises an :class:`InputError` that names the argument.
+    """
+
+    values: np.ndarray
+    shape: tuple[int, int]
+
+    @classmethod
+    @abstractmethod
+    def from_mask(cls, mask: np.ndarray, dtype: np.dtype | type = np.float32) -> Self:
+        """A matrix of zeros stored at the True positions of `mask` (n_out, n_in)."""
+
+    @abstractmethod
+    def mask(self) -> np.ndarray:
+        """Bool (n_out, n_in), True where a weight is stored."""
+
+    @abstractmethod
+    def to_dense(self) -> np.ndarray:
+        """Float (n_out, n_in), zero where no weight is stored."""
+
+    @abstractmethod
+    def fan_ins(self) -> np.ndarray:
+        """Int64 (n_out,), stored inputs of each neuron."""
+
+    @abstractmethod
+    def flat_positions(self) -> np.ndarray:
+        """Int64 (nnz,), row * n_in + column of each stored weight, ascending and in the order of `values`."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of the stored weights and their indices."""
+
+    @property
+    def held_nbytes(self) -> int:
+        """`nbytes` and whatever was built for the products, such as the transposed index."""
+        return self.nbytes
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of the weights, float32 or float64."""
+        return self.values.dtype
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored weights."""
+        return self.values.size
+
+    def matmul(self, x: np.ndarray, backend: str = "cpu", out: np.ndarray | None = None) -> np.ndarray:
+        """W x.
+
+        Parameters
+        ----------
+        x : (n_in, batch) or (n_in,)
+        backend : "reference", "vectorized", "csr" or "cpu"
+        out : C-contiguous (n_out, batch) of the matrix's dtype, overwritten; a new array if None
+
+        Returns
+        -------
+        (n_out, batch) or (n_out,); rows of ablated neurons are zero.
+        """
+        return self._product("x", x, self.shape[1], self.shape[0], self._matmul, backend, out)
+
+    def rmatmul(self, g: np.ndarray, backend: str = "cpu", out: np.ndarray | None = None) -> np.ndarray:
+        """W^T g.
+
+        Parameters
+        ----------
+        g : (n_out, batch) or (n_out,)
+        backend : as in :meth:`matmul`
+        out : C-contiguous (n_in, batch) of the matrix's dtype, overwritten; a new array if None
+
+        Returns
+        -------
+        (n_in, batch) or (n_in,).
+        """
+        return self._product("g", g, self.shape[0], self.shape[1], self._rmatmul, backend, out)
+
+    def sampled_outer(
+        self, g: np.ndarray, x: np.ndarray, backend: str = "cpu", out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """g x^T at the stored positions: the gradient of the loss with respect to the stored weights.
+
+        Parameters
+        ----------
+        g : (n_out, batch)
+        x : (n_in, batch)
+        out : like `values`, overwritten; a new array if None
+
+        Returns
+        -------
+        array shaped like `values`.
+        """
+        g, x = self._operand("g", g, self.shape[0]), self._operand("x", x, self.shape[1])
+        if g.shape[1] != x.shape[1]:
+            raise InputError(f"g and x must have the same batch, not {g.shape[1]} and {x.shape[1]}")
+        return self._sampled_outer(g, x, backend, self._output(out, self.values.shape))
+
+    def __matmul__(self, x: np.ndarray) -> np.ndarray:
+        return self.matmul(x)
+
+    def __repr__(self) -> str:
+        n_out, n_in = self.shape
+        return f"{type(self).__name__}({n_out} x {n_in}, nnz={self.nnz}, {self.dtype}, {self.nbytes} bytes)"
+
+    @abstractmethod
+    def _matmul(self, x: np.ndarray, backend: str, out: np.ndarray) -> np.ndarray: ...
+
+    @abstractmethod
+    def _rmatmul(self, g: np.ndarray, backend: str, out: np.ndarray) -> np.ndarray: ...
+
+    @abstractmethod
+    def _sampled_outer(self, g: np.ndarray, x: np.ndarray, backend: str, out: np.ndarray) -> np.ndarray: ...
+
+    def _product(self, name, operand, rows_in, rows_out, compute, backend, out):
+        matrix = self._operand(name, operand, rows_in)
+        result = compute(matrix, backend, self._output(out, (rows_out, matrix.shape[1])))
+        return result[:, 0] if np.ndim(operand) == 1 else result
+
+    def _operand(self, name: str, array: np.ndarray, n_rows: int) -> np.ndarray:
+        array = np.asarray(array)
+        if array.dtype.kind not in "fiub":
+            raise InputError(f"{name} must hold real numbers, not {array.dtype}")
+        if array.ndim not in (1, 2) or array.shape[0] != n_rows:
+            raise InputError(f"{name} must have shape ({n_rows}, batch) or ({n_rows},), not {array.shape}")
+        if array.ndim == 1:
+            array = array[:, None]
+        array = np.ascontiguousarray(array, dtype=self.dtype)
+        return array if array.flags.writeable else array.copy()
+
+    def _output(self, out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+        if out is None:
+            return np.empty(shape, dtype=self.dtype)
+        usable = isinstance(out, np.ndarray) and out.shape == shape and out.dtype == self.dtype
+        if not usable or not out.flags.c_contiguous or not out.flags.writeable:
+            kind = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+            raise InputError(f"out must be a writeable C-contiguous {self.dtype} array {shape}, not {kind}")
+        return out
+
+
+def require_values(values: np.ndarray, ndim: int) -> np.ndarray:
+    """Return the weights as a C-contiguous float32 or float64 array, copied only if they are not one already."""
+    array = np.asarray(values)
+    if array.dtype not in FLOAT_DTYPES:
+        raise InputError(f"values must be float32 or float64, not {array.dtype}")
+    if array.ndim != ndim:
+        raise InputError(f"values must have {ndim} dimension{'s' * (ndim > 1)}, not shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise InputError("values must be finite, but they hold NaN or infinity")
+    array = np.ascontiguousarray(array)
+    return array if array.flags.writeable else array.copy()
+
+
+def frozen(name: str, array: np.ndarray, dtype: np.dtype | type, low: int, high: int) -> np.ndarray:
+    """A read-only C-contiguous copy of integer indices in [low, high), as `dtype`."""
+    array = np.asarray(array)
+    if array.dtype.kind not in "iu":
+        raise InputError(f"{name} must be integers, not {array.dtype}")
+    if array.size and (array.min() < low or array.max() >= high):
+        wrong = array[(array < low) | (array >= high)].flat[0]
+        raise InputError(f"{name} must lie in [{low}, {high}), but hold {wrong}")
+    copy = np.array(array, dtype=dtype, order="C")
+    copy.flags.writeable = False
+    return copy
+
+
+def require_dense_weight(weight: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return `weight` if it is a float array of the mask's shape."""
+    weight = np.asarray(weight)
+    if weight.dtype not in FLOAT_DTYPES or weight.shape != mask.shape:
+        raise InputError(
+            f"weight must be a float32 or float64 array of the mask's shape {mask.shape}, "
+            f"not {weight.dtype} {weight.shape}"
+        )
+    return weight

@@ -1,0 +1,51 @@
+"""Callbacks: code that looks on while a network is trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    from sparsekit.topology import TopologyUpdate
+    from sparsekit.training.trainer import Trainer
+
+
+class Callback:
+    """Override what you need; every method may look at the trainer, its model and its history."""
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Before the first step."""
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """After every optimizer step and the topology update that may follow it."""
+
+    def on_topology_update(self, trainer: Trainer, layer: str, update: TopologyUpdate) -> None:
+        """After the layer of that name has moved to `update.mask`."""
+
+    def on_epoch_end(self, trainer: Trainer, row: dict[str, Any]) -> None:
+        """After an epoch's row was added to the history."""
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """After the last epoch, or when training stops with an error."""
+
+
+class ProgressBar(Callback):
+    """A tqdm bar over all steps with loss, accuracy and sparsity; a widget in a notebook."""
+
+    _EVERY = 10  # steps between two refreshes of the numbers
+
+    def on_fit_start(self, trainer):
+        self._bar = tqdm(total=trainer.total_steps, unit="step", desc=f"epoch 1/{trainer.epochs}")
+
+    def on_step_end(self, trainer):
+        self._bar.update()
+        if trainer.step % self._EVERY == 0:
+            self._bar.set_postfix(trainer.running_metrics(), refresh=False)
+
+    def on_epoch_end(self, trainer, row):
+        self._bar.set_postfix(trainer.running_metrics(), refresh=False)
+        self._bar.set_description(f"epoch {min(row['epoch'] + 1, trainer.epochs)}/{trainer.epochs}")
+
+    def on_fit_end(self, trainer):
+        self._bar.close()

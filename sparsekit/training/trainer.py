@@ -1,0 +1,236 @@
+"""The training loop."""
+
+import math
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from sparsekit.checks import require_fraction, require_integer
+from sparsekit.counting import layer_summary, sparsity
+from sparsekit.data import BatchLoader, Dataset, Standardization
+from sparsekit.errors import DivergedError, InputError
+from sparsekit.models import sparse_layers
+from sparsekit.nn import Module, Sequential, softmax_cross_entropy
+from sparsekit.optim import SGD, LearningRate, Optimizer
+from sparsekit.topology import TopologyMethod, UpdateSchedule
+from sparsekit.training.callbacks import Callback, ProgressBar
+from sparsekit.training.classifier import Classifier
+from sparsekit.training.history import History
+
+
+class Trainer:
+    """Trains a network and moves its sparse weights while it does.
+
+    Parameters
+    ----------
+    model : the network; its sparse layers are stored as the topology method needs them
+    topology : Static, SET, RigL, SRigL or anything alike; None leaves the topology alone
+    optimizer : SGD or AdamW
+    learning_rate : the rate over training
+    epochs, batch_size : the last incomplete batch of an epoch is dropped
+    delta_t, alpha : steps between topology updates, and the first drop fraction
+    t_end_fraction : share of all steps after which the topology is left alone
+    label_smoothing : see :func:`softmax_cross_entropy`
+    seed : of the order of the batches and of random growth
+    callbacks : objects that look on, see :class:`Callback`
+    progress : whether to show a progress bar
+
+    Attributes
+    ----------
+    history : one row an epoch
+    classifier : predicts with the network, once `fit` has begun
+    step : optimizer steps taken so far
+    """
+
+    def __init__(
+        self,
+        model: Sequential,
+        *,
+        topology: TopologyMethod | None = None,
+        optimizer: Optimizer | None = None,
+        learning_rate: LearningRate | None = None,
+        epochs: int = 10,
+        batch_size: int = 128,
+        delta_t: int = 100,
+        alpha: float = 0.3,
+        t_end_fraction: float = 0.75,
+        label_smoothing: float = 0.0,
+        seed: int = 0,
+        callbacks: Iterable[Callback] = (),
+        progress: bool = True,
+    ) -> None:
+        self.model = model
+        self.layers = sparse_layers(model)
+        self.topology = topology
+        self.optimizer = optimizer if optimizer is not None else SGD(weight_decay=5e-4)
+        self.learning_rate = learning_rate if learning_rate is not None else LearningRate()
+        self.epochs = require_integer("epochs", epochs, 1)
+        self.batch_size = require_integer("batch_size", batch_size, 1)
+        self.schedule = UpdateSchedule(delta_t, alpha)
+        self.t_end_fraction = require_fraction("t_end_fraction", t_end_fraction)
+        self.label_smoothing = require_fraction("label_smoothing", label_smoothing, high_open=True)
+        self.callbacks = [*([ProgressBar()] if progress else []), *callbacks]
+        self.batch_rng, self.topology_rng = np.random.default_rng(require_integer("seed", seed, 0)).spawn(2)
+        self.history = History()
+        self.step = self.steps_per_epoch = 0
+        self._check_storage()
+
+    def fit(self, dataset: Dataset) -> History:
+        """Train on `dataset.x_train` from the network's present weights; return the history.
+
+        Raises
+        ------
+        DivergedError
+            If the loss becomes NaN or infinite; it names step, layer and learning rate.
+        """
+        loader = self._prepare(dataset)
+        self._notify("on_fit_start")
+        try:
+            for epoch in range(1, self.epochs + 1):
+                started = time.perf_counter()
+                self._loss = self._correct = self._seen = 0.0
+                for x, y in loader:
+                    self.train_step(x, y)
+                    self._notify("on_step_end")
+                seconds = time.perf_counter() - started
+                if not all(np.isfinite(parameter.values).all() for parameter in self.parameters):
+                    raise self._diverged("a weight is not finite", next(iter(loader))[0])
+                self.history.append(self._row(epoch, dataset) | {"seconds": seconds})
+                self._notify("on_epoch_end", self.history.rows[-1])
+        finally:
+            self._notify("on_fit_end")
+        return self.history
+
+    def train_step(self, x: np.ndarray, y: np.ndarray) -> None:
+        """One optimizer step on inputs x (*sample_shape, batch) and labels y (batch,), and what follows it."""
+        self.step += 1
+        updating = self.topology if self.schedule.is_due(self.step) else None
+        for layer in self.layers.values():
+            layer.keep_grad_output = updating is not None and updating.needs_grad
+        with np.errstate(over="ignore", invalid="ignore"):  # a diverged loss is reported below, in words
+            logits = self.model.forward(x, training=True)
+            loss, grad_logits = softmax_cross_entropy(logits, y, self.label_smoothing)
+            if not math.isfinite(loss):
+                raise self._diverged(f"the loss is {loss}", x)
+            self.model.backward(grad_logits)
+            self.optimizer.step(self.parameters, self.current_learning_rate)
+            if updating is not None:
+                self._update_topology(updating, x)
+        self._loss += loss * len(y)
+        self._correct += np.count_nonzero(logits.argmax(axis=0) == y)
+        self._seen += len(y)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.steps_per_epoch * self.epochs
+
+    @property
+    def current_learning_rate(self) -> float:
+        """The rate of the present step."""
+        return self.learning_rate.at(self.step, self.steps_per_epoch, self.epochs)
+
+    def running_metrics(self) -> dict[str, str]:
+        """Loss and accuracy over the epoch so far, and the sparsity, for a progress bar."""
+        seen = max(self._seen, 1)
+        return {
+            "loss": f"{self._loss / seen:.4f}",
+            "accuracy": f"{self._correct / seen:.2%}",
+            "sparsity": f"{sparsity(self.model):.1%}",
+        }
+
+    def _prepare(self, dataset: Dataset) -> BatchLoader:
+        if self.batch_size > len(dataset.x_train):
+            raise InputError(
+                f"batch_size must be at most {len(dataset.x_train)}, the training samples, not {self.batch_size}"
+            )
+        self.parameters = list(self.model.named_parameters().values())
+        dtype = self.parameters[0].values.dtype
+        standardization = Standardization.fit(dataset.x_train)
+        self.classifier = Classifier(self.model, standardization, dataset.sample_shape, dtype)
+        loader = BatchLoader(
+            dataset.x_train,
+            dataset.y_train,
+            self.batch_size,
+            standardization,
+            dtype=dtype,
+            rng=self.batch_rng,
+            drop_last=True,
+        )
+        self.steps_per_epoch = len(loader)
+        t_end = int(self.t_end_fraction * self.total_steps)
+        self.schedule = UpdateSchedule(self.schedule.delta_t, self.schedule.alpha, t_end)
+        return loader
+
+    def _update_topology(self, topology: TopologyMethod, x: np.ndarray) -> None:
+        """Update layer by layer, so that only one dense weight and gradient exist at a time."""
+        for name, layer in self.layers.items():
+            grad = layer.dense_gradient() if topology.needs_grad else None
+            if grad is not None and not np.isfinite(grad).all():
+                raise self._diverged(f"the gradient of layer {name!r} is not finite", x)
+            update = topology.update(
+                layer.matrix.to_dense(),
+                layer.matrix.mask(),
+                grad,
+                self.schedule.drop_fraction(self.step),
+                budget=layer.budget,
+                ablate=layer.ablate,
+                rng=self.topology_rng,
+            )
+            layer.rewire(update.mask)
+            self._notify("on_topology_update", name, update)
+
+    def _row(self, epoch: int, dataset: Dataset) -> dict[str, Any]:
+        row = {
+            "epoch": epoch,
+            "step": self.step,
+            "learning_rate": self.current_learning_rate,
+            "train_loss": self._loss / self._seen,
+            "train_accuracy": self._correct / self._seen,
+        }
+        if dataset.x_validation is not None and dataset.y_validation is not None:
+            loss, accuracy = self.classifier.evaluate(dataset.x_validation, dataset.y_validation)
+            row |= {"validation_loss": loss, "validation_accuracy": accuracy}
+        row["sparsity"] = sparsity(self.model)
+        for layer in layer_summary(self.model):
+            if layer["name"] in self.layers:
+                row |= {f"{layer['name']}.{key}": layer[key] for key in ("n_active", "fan_in")}
+        return row
+
+    def _diverged(self, what: str, x: np.ndarray) -> DivergedError:
+        where = _first_non_finite(self.model, x)
+        at = (
+            f"the first values that are not finite come from layer {where!r}" if where else "all layers are finite"
+        )
+        return DivergedError(
+            f"training diverged at step {self.step}: {what}; {at}; the learning rate was "
+            f"{self.current_learning_rate:.4g}, try a smaller one"
+        )
+
+    def _check_storage(self) -> None:
+        """A method of constant fan-in needs condensed layers, the others CSR."""
+        if self.topology is None:
+            return
+        wanted = "CondensedMatrix" if self.topology.constant_fan_in else "CSRMatrix"
+        for name, layer in self.layers.items():
+            stored = type(layer.matrix).__name__
+            if stored != wanted:
+                method = type(self.topology).__name__
+                raise InputError(f"topology {method} needs {wanted} weights, but layer {name!r} has a {stored}")
+
+    def _notify(self, event: str, *details: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self, *details)
+
+
+def _first_non_finite(model: Module, x: np.ndarray, prefix: str = "") -> str | None:
+    """Dotted name of the first layer whose output for x is not finite, or None."""
+    for name, child in model.children().items():
+        output = child.forward(x)
+        if not np.isfinite(output).all():
+            dotted = f"{prefix}{name}"
+            return _first_non_finite(child, x, f"{dotted}.") or dotted
+        x = output
+    return None

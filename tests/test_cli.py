@@ -1,0 +1,179 @@
+"""The command line as a user runs it: real processes, exit codes, one-line errors."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import sparsekit
+
+QUICK = ["--hidden", "16", "--epochs", "2", "--batch-size", "64", "--delta-t", "5", "--threads", "1"]
+
+
+def run(*arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "sparsekit", *map(str, arguments)],
+        capture_output=True, text=True, cwd=cwd, check=False, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def test_train_writes_a_run(tmp_path):
+    done = run("train", *QUICK, "--out", "runs/x", "--json", "r.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no progress bar where stderr is not a terminal
+    assert "test accuracy" in done.stdout
+    assert "fc1" in done.stdout
+    result = json.loads((tmp_path / "r.json").read_text())
+    loaded = sparsekit.load_run(tmp_path / "runs" / "x")
+    assert loaded.result == result
+    digits = sparsekit.load_dataset("digits")
+    assert (loaded.predict(digits.x_test) == digits.y_test).mean() == pytest.approx(result["test_accuracy"])
+
+
+def test_quiet_prints_nothing_and_default_folders_do_not_collide(tmp_path):
+    for _ in range(2):
+        done = run("train", *QUICK, "--quiet", cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    names = {p.name for p in (tmp_path / "runs").iterdir()}
+    assert names == {"digits-srigl-0.9-seed0", "digits-srigl-0.9-seed0-2"}
+
+
+def test_flags_override_the_toml_file(tmp_path):
+    (tmp_path / "c.toml").write_text('method = "rigl"\nepochs = 1\nhidden = [8]\nsparsity = 0.5\nthreads = 1\n')
+    done = run("train", "--config", "c.toml", "--sparsity", "0.8", "--out", "x", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    config = sparsekit.load_run(tmp_path / "x").config
+    assert (config.method, config.epochs, config.hidden, config.sparsity) == ("rigl", 1, (8,), 0.8)
+
+
+def test_a_users_own_data(tmp_path):
+    rng = np.random.default_rng(0)
+    y = np.arange(90) % 3
+    np.savez(tmp_path / "mine.npz", x=rng.standard_normal((90, 5)) + 3 * y[:, None], y=y)
+    done = run("train", "--dataset", "mine.npz", *QUICK, "--batch-size", "16", "--out", "x", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sparsekit.load_run(tmp_path / "x").result["n_classes"] == 3
+
+
+def test_compare_prints_one_table(tmp_path):
+    methods = "dense,srigl:gamma_sal=0"
+    done = run(
+        "compare", *QUICK, "--methods", methods, "--sparsities", "0.5,0.8", "--seeds", "0,1",
+        "--out", "c", "--json", "c.json", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "c.json").read_text())["rows"]
+    labels = [(row["label"], row["sparsity"]) for row in rows]
+    assert labels == [
+        ("dense", 0.0), ("srigl (gamma_sal=0)", 0.5), ("srigl (gamma_sal=0)", 0.8),
+    ]  # fmt: skip
+    for row in rows:
+        assert row["seeds"] == [0, 1]
+        assert row["peak_memory_bytes_mean"] > 50 * 2**20
+        for batch in (1, 256):
+            assert all(row[f"inference_{batch}_{storage}_us"] > 0 for storage in ("stored", "dense", "csr"))
+    for row, (label, sparsity) in zip(rows, labels, strict=True):
+        name = f"{label}-{sparsity:g}".replace(" ", "-").replace("(", "").replace(")", "")
+        runs = [sparsekit.load_run(tmp_path / "c" / f"{name}-seed{seed}") for seed in (0, 1)]
+        accuracies = [loaded.result["test_accuracy"] for loaded in runs]
+        assert row["test_accuracy_mean"] == pytest.approx(np.mean(accuracies))
+        assert row["test_accuracy_std"] == pytest.approx(np.std(accuracies, ddof=1))
+        assert row["stored_weights"] == sum(layer["nnz"] for layer in runs[0].result["layers"])
+    with open(tmp_path / "c" / "comparison.csv", newline="") as file:
+        assert [row["label"] for row in csv.DictReader(file)] == [label for label, _ in labels]
+    assert (tmp_path / "c" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    for part in ("method", "peak MiB", "batch 256", "srigl (gamma_sal=0)", "±"):
+        assert part in done.stdout
+
+
+def test_compare_hands_on_the_error_of_a_run(tmp_path):
+    done = run("compare", *QUICK, "--methods", "dense", "--learning-rate", "1e30", "--out", "c", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("sparsekit: error: dense-0-seed0: training diverged at step")
+    assert done.stderr.count("\n") == 1
+
+
+def test_version_and_help(tmp_path):
+    assert run("--version", cwd=tmp_path).stdout.strip() == sparsekit.__version__
+    done = run("train", "--help", cwd=tmp_path, COLUMNS="120")
+    assert done.returncode == 0
+    for flag in ("--gamma-sal", "--sparsity", "--json", "--quiet", "--config", "(default: 0.9)"):
+        assert flag in done.stdout
+    assert "compare" in run(cwd=tmp_path).stdout
+
+
+@pytest.fixture(scope="module")
+def bad_data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bad")
+    x, y = np.ones((20, 3)), np.arange(20) % 2
+    x_nan = x.copy()
+    x_nan[3, 1] = np.nan
+    np.savez(folder / "nan.npz", x=x_nan, y=y)
+    np.savez(folder / "negative.npz", x=x, y=y - 1)
+    np.savez(folder / "no_y.npz", x=x)
+    np.savez(folder / "classes.npz", x=x, y=y, x_test=x[:1], y_test=np.array([5]))
+    (folder / "text.npz").write_text("not an archive")
+    (folder / "unknown.toml").write_text("spasity = 0.5")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.txt").write_text("")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--sparsity", "1"], "sparsity must be a number >= 0 and < 1, not '1'"),
+        (["train", "--sparsity", "-0.2"], "sparsity must be"),
+        (["train", "--sparsity", "nan"], "sparsity must be"),
+        (["train", "--gamma-sal", "1.5"], "gamma_sal must be a number >= 0 and < 1, not '1.5'"),
+        (["train", "--method", "sett"], "did you mean 'set'?"),
+        (["train", "--dataset", "mnits"], "did you mean mnist?"),
+        (["train", "--dataset", "nowhere.npz"], "nowhere.npz"),
+        (["train", "--dense-layers", "conv1"], "dense_layers must be one of fc1, fc2, fc3, not 'conv1'"),
+        (["train", "--hidden", "64,0"], "hidden must be integers of at least 1"),
+        (["train", "--hidden", "64,-1"], "hidden must be integers of at least 1"),
+        (["train", "--epochs", "many"], "epochs must be an integer >= 1, not 'many'"),
+        (["train", "--batch-size", "100000"], "batch_size must be at most 1437"),
+        (["train", "--threads", "4096"], "threads must be an integer in [1, "),
+        (["train", "--dataset", "nan.npz"], "nan.npz"),
+        (["train", "--dataset", "negative.npz"], "negative.npz"),
+        (["train", "--dataset", "no_y.npz"], "no_y.npz"),
+        (["train", "--dataset", "classes.npz"], "classes.npz"),
+        (["train", "--dataset", "text.npz"], "text.npz"),
+        (["train", "--config", "unknown.toml"], "unknown setting 'spasity' (did you mean 'sparsity'?)"),
+        (["train", "--config", "absent.toml"], "absent.toml cannot be read"),
+        (["train", "--out", "notes", *QUICK], "out notes exists and is not a run"),
+        (["train", "--epochs"], "--epochs"),
+        (["train", "--epoch", "3"], "No such option: --epoch"),
+        (["train", "extra"], "extra"),
+        (["tran"], "No such command 'tran'"),
+        (["compare", "--methods", "srigl,foo"], "method must be one of"),
+        (["compare", "--methods", "srigl:gamma=0.1"], "unknown setting 'gamma'"),
+        (["compare", "--methods", "srigl:gamma_sal"], "METHOD:setting=value"),
+        (["compare", "--sparsities", "0.5,1"], "sparsity must be a number >= 0 and < 1"),
+        (["compare", "--sparsities", "half"], "sparsities must be numbers"),
+        (["compare", "--seeds", "0.5"], "seeds must be numbers"),
+        (["compare", "--out", "notes"], "out notes exists and is not a comparison"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, words, bad_data):
+    before = sorted(bad_data.rglob("*"))
+    done = run(*arguments, cwd=bad_data)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("sparsekit: error: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert sorted(bad_data.rglob("*")) == before
+
+
+def test_a_diverged_run_is_one_line_and_keeps_its_history(tmp_path):
+    done = run("train", *QUICK, "--learning-rate", "1e20", "--out", "x", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("sparsekit: error: training diverged at step ")
+    assert done.stderr.count("\n") == 1

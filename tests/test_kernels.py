@@ -1,0 +1,185 @@
+"""Every backend against the reference and against dense products, for both storages."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsekit.condensed import CondensedMatrix
+from sparsekit.csr import CSRMatrix
+from sparsekit.errors import InputError
+from sparsekit.kernels import BACKENDS, get_backend
+from sparsekit.kernels.threads import thread_limit
+from sparsekit.kernels.transpose import transposed_index
+from sparsekit.masks import random_constant_fan_in
+
+FAST = [name for name in BACKENDS if name != "reference"]
+STORAGES = [CondensedMatrix, CSRMatrix]
+
+
+@st.composite
+def layers(draw, max_out=9, max_in=23, max_batch=40):
+    """(weight, mask, x, g): constant fan-in with ablated neurons, integers so that all sums are exact."""
+    n_out, n_in = draw(st.integers(1, max_out)), draw(st.integers(1, max_in))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    mask = random_constant_fan_in((n_out, n_in), draw(st.integers(1, n_in)), rng)
+    mask[rng.random(n_out) < draw(st.sampled_from([0, 0.3, 1]))] = False
+    batch = draw(st.integers(0, max_batch))
+    dtype = draw(st.sampled_from([np.float32, np.float64]))
+    weight, x, g = (
+        rng.integers(-8, 9, shape).astype(dtype) for shape in [(n_out, n_in), (n_in, batch), (n_out, batch)]
+    )
+    return weight * mask, mask, x, g
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@settings(max_examples=40)
+@given(layers(max_out=5, max_in=7, max_batch=4))
+def test_the_reference_equals_dense_products(storage, layer):
+    weight, mask, x, g = layer
+    matrix = storage.from_dense(weight, mask)
+    np.testing.assert_array_equal(matrix.matmul(x, "reference"), weight @ x)
+    np.testing.assert_array_equal(matrix.rmatmul(g, "reference"), weight.T @ g)
+    np.testing.assert_array_equal(matrix.sampled_outer(g, x, "reference").ravel(), (g @ x.T)[mask])
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("backend", FAST)
+@settings(max_examples=60, deadline=None)
+@given(layers())
+def test_every_backend_equals_the_reference(backend, storage, layer):
+    weight, mask, x, g = layer
+    matrix = storage.from_dense(weight, mask)
+    reference = get_backend("reference")
+    where = (matrix.rows,) if storage is CondensedMatrix else (matrix.indptr,)
+    prefix = "condensed" if storage is CondensedMatrix else "csr"
+    forward = getattr(reference, f"{prefix}_matmul")
+    backward = getattr(reference, f"{prefix}_rmatmul")
+    outer = getattr(reference, f"{prefix}_sampled_outer")
+    # integers below 2**24: every order of summation gives the same float
+    y, dx = np.empty_like(g), np.empty_like(x)
+    expected = forward(matrix.values, matrix.indices, *where, x, y)
+    np.testing.assert_array_equal(matrix.matmul(x, backend), expected)
+    expected = backward(matrix.values, matrix.indices, *where, g, dx, matrix.transposed)
+    np.testing.assert_array_equal(matrix.rmatmul(g, backend), expected)
+    expected = outer(matrix.indices, *where, g, x, np.empty_like(matrix.values))
+    np.testing.assert_array_equal(matrix.sampled_outer(g, x, backend), expected)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rounding_stays_within_the_error_bound(backend, storage, dtype):
+    rng = np.random.default_rng(0)
+    mask = random_constant_fan_in((64, 300), 30, rng)
+    weight = (rng.standard_normal(mask.shape) * mask).astype(dtype)
+    x, g = rng.standard_normal((300, 128)).astype(dtype), rng.standard_normal((64, 128)).astype(dtype)
+    matrix = storage.from_dense(weight, mask)
+    exact_w, exact_x, exact_g = weight.astype(np.longdouble), x.astype(np.longdouble), g.astype(np.longdouble)
+
+    def check(got, exact, magnitude, terms):
+        """|error| <= terms * eps * sum of |products|, for any order of summation."""
+        bound = terms * np.finfo(dtype).eps * magnitude
+        assert (np.abs(got - exact) <= bound).all()
+
+    check(matrix.matmul(x, backend), exact_w @ exact_x, np.abs(exact_w) @ np.abs(exact_x), 31)
+    check(matrix.rmatmul(g, backend), exact_w.T @ exact_g, np.abs(exact_w).T @ np.abs(exact_g), 65)
+    got = matrix.sampled_outer(g, x, backend).ravel()
+    check(got, (exact_g @ exact_x.T)[mask], (np.abs(exact_g) @ np.abs(exact_x).T)[mask], 129)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_and_infinity_come_through(backend, storage):
+    mask = np.ones((2, 9), dtype=bool)
+    matrix = storage.from_dense(np.ones((2, 9)), mask)
+    x = np.ones((9, 3))
+    x[4, 1], x[8, 2] = np.nan, np.inf
+    y = matrix.matmul(x, backend)
+    assert np.isnan(y[:, 1]).all()
+    assert np.isposinf(y[:, 2]).all()
+    assert np.isfinite(y[:, 0]).all()
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_same_bits_for_any_thread_count(storage):
+    import numba
+
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("needs a machine with at least 2 processors")
+    rng = np.random.default_rng(0)
+    mask = random_constant_fan_in((200, 400), 40, rng)
+    matrix = storage.from_dense(rng.standard_normal(mask.shape).astype(np.float32), mask)
+    x, g = rng.standard_normal((2, 400, 128)).astype(np.float32)
+    g = g[:200].copy()
+
+    def products():
+        return matrix.matmul(x), matrix.rmatmul(g), matrix.sampled_outer(g, x)
+
+    results = []
+    for threads in (1, 2):
+        with thread_limit(threads):
+            results.append(products())
+    for one, two in zip(*results, strict=True):
+        assert one.tobytes() == two.tobytes()
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("backend", FAST)
+def test_wide_inputs_use_int32_indices(backend, storage):
+    n_in = 2**16 + 10
+    mask = np.zeros((3, n_in), dtype=bool)
+    mask[[0, 0, 2, 2], [0, n_in - 1, 65535, 65536]] = True
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-5, 6, mask.shape).astype(np.float64) * mask
+    matrix = storage.from_dense(weight, mask)
+    assert matrix.indices.dtype == np.int32
+    x, g = rng.integers(-5, 6, (n_in, 3)).astype(float), rng.integers(-5, 6, (3, 3)).astype(float)
+    np.testing.assert_array_equal(matrix.matmul(x, backend), weight @ x)
+    np.testing.assert_array_equal(matrix.rmatmul(g, backend), weight.T @ g)
+    np.testing.assert_array_equal(matrix.sampled_outer(g, x, backend).ravel(), (g @ x.T)[mask])
+
+
+def test_the_largest_uint16_width():
+    mask = np.zeros((1, 2**16), dtype=bool)
+    mask[0, -1] = True
+    matrix = CondensedMatrix.from_dense(mask.astype(float) * 2, mask)
+    assert matrix.indices.dtype == np.uint16
+    assert (matrix @ np.arange(2.0**16))[0] == 2 * (2**16 - 1)
+
+
+def test_no_more_specialisations_than_dtypes_need():
+    from sparsekit.kernels import cpu
+
+    if not hasattr(cpu._gather_rows, "signatures"):
+        pytest.skip("NUMBA_DISABLE_JIT=1: nothing is compiled")
+    rng = np.random.default_rng(0)
+    mask = random_constant_fan_in((6, 8), 2, rng)
+    condensed = CondensedMatrix.from_dense(rng.standard_normal(mask.shape), mask)
+    read_only, strided = np.ones((8, 4)), np.ones((8, 8))[:, ::2]
+    read_only.flags.writeable = False
+    condensed @ np.ones((8, 4))
+    before = len(cpu._gather_rows.signatures)
+    for matrix in (condensed, condensed.to_csr()):
+        for x in (
+            np.ones(8),
+            read_only,
+            strided,
+            np.asfortranarray(np.ones((8, 4))),
+            np.ones((8, 4), np.int8),
+        ):
+            matrix @ x
+    assert len(cpu._gather_rows.signatures) == before
+
+
+def test_the_transposed_index_lists_every_weight_by_input():
+    index = transposed_index(np.array([2, 0, 2, 1]), np.array([0, 1, 1, 3]), n_out=4, n_in=4)
+    assert index.indptr.tolist() == [0, 1, 2, 4, 4]
+    assert index.positions.tolist() == [1, 3, 0, 2]
+    assert index.rows.tolist() == [1, 3, 0, 1]
+
+
+def test_unknown_backend_is_named():
+    matrix = CSRMatrix.from_mask(np.ones((2, 2), dtype=bool))
+    with pytest.raises(InputError, match=r"backend must be one of reference, .*'cpuu' \(did you mean 'cpu'\?\)"):
+        matrix.matmul(np.ones((2, 1)), backend="cpuu")
