@@ -16,18 +16,17 @@ def largest(score: np.ndarray, candidates: np.ndarray, count: int) -> np.ndarray
     -------
     bool array of the same shape.
     """
-    positions = np.flatnonzero(candidates)
-    if count >= positions.size:
+    scores = score[candidates]
+    if count >= scores.size:
         return candidates.copy()
-    chosen = np.zeros(score.shape, dtype=bool)
     if count == 0:
-        return chosen
-    scores = score.ravel()[positions]
+        return np.zeros(score.shape, dtype=bool)
     threshold = np.partition(scores, scores.size - count)[scores.size - count]
-    above = scores > threshold
-    ties = np.flatnonzero(scores == threshold)[: count - np.count_nonzero(above)]
-    chosen.flat[positions[above]] = True
-    chosen.flat[positions[ties]] = True
+    chosen = candidates & (score >= threshold)
+    surplus = np.count_nonzero(chosen) - count
+    if surplus:
+        ties = np.flatnonzero(candidates & (score == threshold))
+        chosen.flat[ties[-surplus:]] = False
     return chosen
 
 
@@ -47,7 +46,8 @@ def largest_per_row(score: np.ndarray, count: int) -> np.ndarray:
     if count == 0 or score.shape[0] == 0:
         return np.zeros(score.shape, dtype=bool)
     threshold = np.partition(score, n_columns - count, axis=1)[:, n_columns - count, None]
-    above = score > threshold
-    ties = score == threshold
-    places_left = count - above.sum(axis=1, keepdims=True)
-    return above | (ties & (ties.cumsum(axis=1) <= places_left))
+    chosen = score >= threshold
+    for row in np.flatnonzero(chosen.sum(axis=1) > count):
+        ties = np.flatnonzero(score[row] == threshold[row])
+        chosen[row, ties[count - np.count_nonzero(chosen[row]) :]] = False
+    return chosen

@@ -69,7 +69,8 @@ class SRigL:
 
         # 6: prune over the whole layer, then bring neurons that kept too many down to the fan-in.
         kept = largest(magnitude, mask & active, n_keep)
-        kept &= largest_per_row(np.where(kept, magnitude, -np.inf), fan_in)
+        full = kept.sum(axis=1) > fan_in
+        kept[full] = largest_per_row(np.where(kept[full], magnitude[full], -np.inf), fan_in)
 
         # 7: what was kept ranks before every gradient, so each neuron fills up to exactly the fan-in.
         new = largest_per_row(np.where(kept, np.inf, gradient), fan_in) & active
