@@ -28,7 +28,7 @@ lint: venv ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-results: venv ## train the table of the README on Fashion-MNIST (half an hour on 2 cores)
+results: venv ## train the table of the README on Fashion-MNIST (about ten minutes on 2 cores)
 	$(BIN)/sparsekit compare --config results/fashion-mnist-mlp.toml --sparsities 0.9,0.98 --seeds 0,1,2 \
 		--out runs/fashion-mnist-mlp --overwrite --json runs/fashion-mnist-mlp.json
 

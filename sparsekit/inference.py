@@ -2,16 +2,21 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
 from sparsekit.dense import DenseMatrix
 from sparsekit.errors import InputError
-from sparsekit.models import linear_layers
+from sparsekit.kernels.threads import one_blas_thread
+from sparsekit.models import linear_layers, sparse_layers
 from sparsekit.nn import Linear, Module, Sequential
 
 FORMATS = ("stored", "dense", "csr")
+
+_TURNS = 3
+_PAUSE = 0.05  # seconds, after which the waiting threads of the network before have gone to sleep
 
 
 def inference_times(
@@ -28,7 +33,7 @@ def inference_times(
     model : a network of linear layers
     n_features : size of its input
     batches : samples a forward pass
-    repeats : timed rounds, each of which runs every storage for about a millisecond
+    repeats : samples of about a millisecond, taken in three turns
 
     Returns
     -------
@@ -36,8 +41,8 @@ def inference_times(
     """
     networks = {
         "stored": model,
-        "dense": _converted(model, lambda layer: _dense_copy(layer)),
-        "csr": _converted(model, lambda layer: _ScipyLinear(layer)),
+        "dense": _converted(model, _dense_copy),
+        "csr": _converted(model, _ScipyLinear),
     }
     rng = np.random.default_rng(0)
     dtype = next(iter(linear_layers(model).values())).matrix.dtype
@@ -47,7 +52,7 @@ def inference_times(
         expected = networks["dense"].forward(x)
         for network in networks.values():
             np.testing.assert_allclose(network.forward(x), expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
-        times[batch] = _median_times({name: net.forward for name, net in networks.items()}, x, repeats)
+        times[batch] = _median_times(networks, x, repeats)
     return {batch: {name: t / batch for name, t in row.items()} for batch, row in times.items()}
 
 
@@ -80,18 +85,19 @@ def _converted(model: Sequential, convert: Callable[[Linear], Module]) -> Sequen
     return Sequential({name: convert(child) if isinstance(child, Linear) else child for name, child in layers})
 
 
-def _median_times(
-    functions: dict[str, Callable[[np.ndarray], np.ndarray]], x: np.ndarray, repeats: int
-) -> dict[str, float]:
-    """Median microseconds of a call, the functions taking turns."""
-    calls = {name: _calls_in_a_millisecond(function, x) for name, function in functions.items()}
-    samples: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            started = time.perf_counter()
-            for _ in range(calls[name]):
-                function(x)
-            samples[name].append((time.perf_counter() - started) / calls[name])
+def _median_times(networks: dict[str, Sequential], x: np.ndarray, repeats: int) -> dict[str, float]:
+    """Median microseconds of a forward pass, the networks taking turns."""
+    samples: dict[str, list[float]] = {name: [] for name in networks}
+    for _ in range(_TURNS):
+        for name, network in networks.items():
+            time.sleep(_PAUSE)
+            with one_blas_thread() if name == "stored" and sparse_layers(network) else nullcontext():
+                calls = _calls_in_a_millisecond(network.forward, x)
+                for _ in range(-(-repeats // _TURNS)):
+                    started = time.perf_counter()
+                    for _ in range(calls):
+                        network.forward(x)
+                    samples[name].append((time.perf_counter() - started) / calls)
     return {name: 1e6 * float(np.median(values)) for name, values in samples.items()}
 
 

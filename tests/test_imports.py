@@ -29,7 +29,7 @@ ALLOWED = {
     "counting": {"models", "nn"},
     "config": set(),
     "figures": {"models", "nn", "training"},
-    "inference": {"models", "nn", "dense"},
+    "inference": {"models", "nn", "dense", "kernels"},
     "training": {
         "models", "nn", "optim", "topology", "data", "counting", "config", "figures", "kernels",
         "stored", "csr", "condensed", "dense",

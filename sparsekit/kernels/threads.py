@@ -3,8 +3,9 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from sparsekit.checks import require_integer
 
@@ -35,3 +36,19 @@ def thread_limit(threads: int) -> Iterator[None]:
             yield
     finally:
         numba.set_num_threads(before)
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Within the context BLAS uses one thread, and Numba kernels as many as before.
+
+    After a product BLAS lets its threads spin for a while, waiting for more. In a network of mixed layers they
+    would hold the processors that the sparse kernels need next: measured, an epoch takes ten times as long.
+    """
+    with _threadpools().limit(limits=1, user_api="blas"):
+        yield
+
+
+@cache
+def _threadpools() -> ThreadpoolController:
+    return ThreadpoolController()

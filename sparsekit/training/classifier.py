@@ -1,11 +1,14 @@
 """A trained network together with what its inputs need: users hand in samples first, unscaled."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import numpy as np
 
 from sparsekit.data import BatchLoader, Standardization, as_samples
 from sparsekit.errors import InputError
+from sparsekit.kernels.threads import one_blas_thread
+from sparsekit.models import sparse_layers
 from sparsekit.nn import Sequential, softmax_cross_entropy
 
 
@@ -69,5 +72,8 @@ class Classifier:
         return loss / len(x), correct / len(x)
 
     def _batches(self, x: np.ndarray, y: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        sparse = bool(sparse_layers(self.model))
         for inputs, labels in BatchLoader(x, y, self.batch_size, self.standardization, dtype=self.dtype):
-            yield self.model.forward(inputs), labels
+            with one_blas_thread() if sparse else nullcontext():
+                logits = self.model.forward(inputs)
+            yield logits, labels

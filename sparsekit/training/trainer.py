@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from sparsekit.checks import require_fraction, require_integer
 from sparsekit.counting import layer_summary, sparsity
 from sparsekit.data import BatchLoader, Dataset, Standardization
 from sparsekit.errors import DivergedError, InputError
+from sparsekit.kernels.threads import one_blas_thread
 from sparsekit.models import sparse_layers
 from sparsekit.nn import Module, Sequential, softmax_cross_entropy
 from sparsekit.optim import SGD, LearningRate, Optimizer
@@ -89,14 +91,7 @@ class Trainer:
         self._notify("on_fit_start")
         try:
             for epoch in range(1, self.epochs + 1):
-                started = time.perf_counter()
-                self._loss = self._correct = self._seen = 0.0
-                for x, y in loader:
-                    self.train_step(x, y)
-                    self._notify("on_step_end")
-                seconds = time.perf_counter() - started
-                if not all(np.isfinite(parameter.values).all() for parameter in self.parameters):
-                    raise self._diverged("a weight is not finite", next(iter(loader))[0])
+                seconds = self._train_epoch(loader)
                 self.history.append(self._row(epoch, dataset) | {"seconds": seconds})
                 self._notify("on_epoch_end", self.history.rows[-1])
         finally:
@@ -163,6 +158,19 @@ class Trainer:
         t_end = int(self.t_end_fraction * self.total_steps)
         self.schedule = UpdateSchedule(self.schedule.delta_t, self.schedule.alpha, t_end)
         return loader
+
+    def _train_epoch(self, loader: BatchLoader) -> float:
+        """Train on every batch once; return the seconds it took."""
+        started = time.perf_counter()
+        self._loss = self._correct = self._seen = 0.0
+        with one_blas_thread() if self.layers else nullcontext():
+            for x, y in loader:
+                self.train_step(x, y)
+                self._notify("on_step_end")
+        seconds = time.perf_counter() - started
+        if not all(np.isfinite(parameter.values).all() for parameter in self.parameters):
+            raise self._diverged("a weight is not finite", next(iter(loader))[0])
+        return seconds
 
     def _update_topology(self, topology: TopologyMethod, x: np.ndarray) -> None:
         """Update layer by layer, so that only one dense weight and gradient exist at a time."""
