@@ -30,6 +30,7 @@ lint: venv ## check style and types
 
 results: venv ## train the table of the README on Fashion-MNIST (about ten minutes on 2 cores)
 	$(BIN)/sparsekit compare --config results/fashion-mnist-mlp.toml --sparsities 0.9,0.98 --seeds 0,1,2 \
+		--methods dense,static,set,rigl,srigl:gamma_sal=0,srigl,srigl:gamma_sal=0.95 \
 		--out runs/fashion-mnist-mlp --overwrite --json runs/fashion-mnist-mlp.json
 
 clean: ## remove what the other targets made

@@ -107,7 +107,7 @@ class LearningRate:
     Attributes
     ----------
     initial : the rate after warm-up, > 0
-    schedule : "constant"; "cosine": down to 0 at the end of training; "step": times `step_factor` after every
+    schedule : "constant"; "cosine": down towards 0 at the end of training; "step": times `step_factor` after every
         `step_epochs` epochs
     warmup_epochs : epochs over which the rate rises linearly to what the schedule gives
     step_epochs, step_factor : used by "step" only
@@ -128,12 +128,16 @@ class LearningRate:
         require_fraction("step_factor", self.step_factor, low_open=True)
 
     def at(self, step: int, steps_per_epoch: int, epochs: int) -> float:
-        """The rate of optimizer step `step`, counted from 1, in a training of `epochs` epochs."""
-        epoch = (step - 1) / steps_per_epoch
+        """The rate of optimizer step `step`, counted from 1, in a training of `epochs` epochs.
+
+        The warm-up rises with every step; the schedule moves on at the start of an epoch, as PyTorch's
+        schedulers do where they are stepped once an epoch.
+        """
+        epoch = (step - 1) // steps_per_epoch
         warmup = min(1.0, step / (self.warmup_epochs * steps_per_epoch)) if self.warmup_epochs else 1.0
         return self.initial * warmup * self._decay(epoch, epochs)
 
-    def _decay(self, epoch: float, epochs: int) -> float:
+    def _decay(self, epoch: int, epochs: int) -> float:
         if self.schedule == "cosine":
             rest = max(epochs - self.warmup_epochs, 1e-9)
             return 0.5 * (1 + math.cos(math.pi * max(0.0, epoch - self.warmup_epochs) / rest))

@@ -105,6 +105,7 @@ def _download(dataset_name: str, file: str, target: Path) -> None:
     """Download to a temporary name, verify, and only then move to `target` (pooch does all three)."""
     import pooch
 
+    pooch.get_logger().setLevel("WARNING")  # the progress bar says enough
     source = SOURCES[dataset_name]
     try:
         pooch.retrieve(
@@ -115,7 +116,8 @@ def _download(dataset_name: str, file: str, target: Path) -> None:
             progressbar=find_spec("tqdm") is not None and sys.stderr.isatty(),
         )
     except (OSError, ValueError) as error:  # the network, the disk, or a wrong checksum
+        reason = " ".join(str(error).split())
         raise InputError(
             f"data set {dataset_name}: {file} cannot be downloaded; if you have it, set SPARSEKIT_DATA to a "
-            f"folder with {dataset_name}/{file} in it (the reason: {' '.join(str(error).split())})"
-        ) from error
+            f"folder with {dataset_name}/{file} in it (the reason: {reason[:200]})"
+        ) from None

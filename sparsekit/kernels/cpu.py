@@ -2,7 +2,7 @@
 
 With X (features, batch) every stored weight is one contiguous `y[:] += w * x[:]` over the batch: vectorised
 by the compiler, without a gather instruction, the same loop for all products. Several stored weights are taken
-an iteration, so that each row of y is loaded and stored less often.
+an iteration, so that each row of y is loaded and stored less often. A batch of one is a dot product a row.
 
 Each iteration of a `prange` owns the rows it writes and sums them in a fixed order: no races, and the same bits
 for any number of threads. Condensed storage is CSR with rows of equal length, so both run the same kernels.
@@ -10,8 +10,7 @@ for any number of threads. Condensed storage is CSR with rows of equal length, s
 Arguments as in :mod:`sparsekit.kernels.reference`.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import lru_cache
 
 import numba
 import numpy as np
@@ -26,65 +25,78 @@ def condensed_matmul(values, indices, rows, x, out):
     """out = W x; rows of ablated neurons are zero."""
     if len(rows) < len(out):
         out[...] = 0
-    starts = _row_starts(indices.shape)
-    with _threads_for(values.size * x.shape[1]):
-        _gather_rows(values.reshape(-1), indices.reshape(-1), starts, rows, x, out)
-    return out
+    return _forward(values.reshape(-1), indices.reshape(-1), _row_starts(indices.shape), rows, x, out)
 
 
 def condensed_rmatmul(values, indices, rows, g, out, transposed):
     """out = W^T g."""
-    return csr_rmatmul(values.reshape(-1), None, None, g, out, transposed)
+    return _input_gradient(values.reshape(-1), transposed, g, out)
 
 
 def condensed_sampled_outer(indices, rows, g, x, out):
     """out = g x^T at the stored positions."""
-    starts = _row_starts(indices.shape)
-    with _threads_for(indices.size * x.shape[1]):
-        _sampled_products(indices.reshape(-1), starts, rows, g, x, out.reshape(-1))
+    _weight_gradient(indices.reshape(-1), _row_starts(indices.shape), rows, g, x, out.reshape(-1))
     return out
 
 
 def csr_matmul(values, indices, indptr, x, out):
     """out = W x."""
-    with _threads_for(values.size * x.shape[1]):
-        _gather_rows(values, indices, indptr, _all_rows(len(out)), x, out)
-    return out
+    return _forward(values, indices, indptr, _all_rows(len(out)), x, out)
 
 
 def csr_rmatmul(values, indices, indptr, g, out, transposed):
     """out = W^T g."""
-    with _threads_for(values.size * g.shape[1]):
-        _gather_columns(values, transposed.positions, transposed.rows, transposed.indptr, g, out)
-    return out
+    return _input_gradient(values, transposed, g, out)
 
 
 def csr_sampled_outer(indices, indptr, g, x, out):
     """out = g x^T at the stored positions."""
-    with _threads_for(indices.size * x.shape[1]):
-        _sampled_products(indices, indptr, _all_rows(len(g)), g, x, out)
+    return _weight_gradient(indices, indptr, _all_rows(len(g)), g, x, out)
+
+
+def _forward(values, indices, indptr, rows, x, out):
+    work = values.size * x.shape[1]
+    if x.shape[1] == 1:
+        _run(_dot_rows, work, values, indices, indptr, rows, x.reshape(-1), out.reshape(-1))
+    else:
+        _run(_gather_rows, work, values, indices, indptr, rows, x, out)
     return out
 
 
-@contextmanager
-def _threads_for(multiply_adds: int) -> Iterator[None]:
-    """Keep small work on one thread: starting and joining the others would take longer than the work."""
+def _input_gradient(values, transposed, g, out):
+    work = values.size * g.shape[1]
+    _run(_gather_columns, work, values, transposed.positions, transposed.rows, transposed.indptr, g, out)
+    return out
+
+
+def _weight_gradient(indices, indptr, rows, g, x, out):
+    _run(_sampled_products, indices.size * x.shape[1], indices, indptr, rows, g, x, out)
+    return out
+
+
+def _run(kernel, multiply_adds: int, *arrays) -> None:
+    """Call a kernel; small work stays on one thread, as starting and joining the others would take longer.
+
+    On a busy machine it would take far longer: joining waits until every thread has been given a processor.
+    """
     threads = numba.get_num_threads()
-    small = threads > 1 and multiply_adds < _PARALLEL_FROM
-    if small:
-        numba.set_num_threads(1)
+    if threads == 1 or multiply_adds >= _PARALLEL_FROM:
+        kernel(*arrays)
+        return
+    numba.set_num_threads(1)
     try:
-        yield
+        kernel(*arrays)
     finally:
-        if small:
-            numba.set_num_threads(threads)
+        numba.set_num_threads(threads)
 
 
+@lru_cache
 def _row_starts(shape: tuple[int, int]) -> np.ndarray:
     n_active, fan_in = shape
     return _read_only(np.arange(n_active + 1, dtype=np.int64) * fan_in)
 
 
+@lru_cache
 def _all_rows(n_out: int) -> np.ndarray:
     return _read_only(np.arange(n_out, dtype=np.int32))
 
@@ -121,6 +133,28 @@ def _gather_rows(values, indices, indptr, rows, x, out):
             for b in range(y.shape[0]):
                 y[b] += w * xs[b]
             s += 1
+
+
+@numba.njit(parallel=True, fastmath=FASTMATH)
+def _dot_rows(values, indices, indptr, rows, x, out):
+    """For a batch of one, out[rows[i]] = sum over the slots s of row i of values[s] * x[indices[s]].
+
+    Four running sums, because an addition waits for the one before it.
+    """
+    zero = x.dtype.type(0)
+    for i in numba.prange(rows.shape[0]):
+        s, end = indptr[i], indptr[i + 1]
+        d0, d1, d2, d3 = zero, zero, zero, zero
+        while s + 4 <= end:
+            d0 += values[s] * x[indices[s]]
+            d1 += values[s + 1] * x[indices[s + 1]]
+            d2 += values[s + 2] * x[indices[s + 2]]
+            d3 += values[s + 3] * x[indices[s + 3]]
+            s += 4
+        while s < end:
+            d0 += values[s] * x[indices[s]]
+            s += 1
+        out[rows[i]] = (d0 + d1) + (d2 + d3)
 
 
 @numba.njit(parallel=True, fastmath=FASTMATH)
