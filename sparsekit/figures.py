@@ -69,35 +69,52 @@ def topology_figure(model: Module, sample_shape: tuple[int, ...]) -> Figure:
 def comparison_figure(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     """Bars of a comparison: accuracy, bytes for weights, time an epoch, and time of a prediction.
 
-    `rows` are those of :func:`sparsekit.comparison.summarize`.
+    `rows` are those of :func:`sparsekit.comparison.compare`. Standard deviations over the seeds are drawn as
+    thin lines; marks in the panels of inference show the same weights stored dense and in SciPy CSR.
     """
-    sparsities = sorted({row["sparsity"] for row in rows})
-    labels = list(dict.fromkeys(row["label"] for row in rows))
-    figure = Figure(figsize=(14, 0.9 + 0.42 * len(rows)), dpi=DPI, layout="constrained")
-    panels = (
-        ("Test accuracy", "%", "test_accuracy_mean", 100),
-        ("Memory for the weights", "KiB in training", "weight_bytes_mean", 1 / 1024),
-        ("Training", "milliseconds an epoch", "seconds_per_epoch_mean", 1000),
-        ("Inference, batch 1", "microseconds a sample", "inference_1_stored_us", 1),
-    )
-    names = [f"{row['label']}, {row['sparsity']:.0%}" if row["sparsity"] else row["label"] for row in rows]
-    colours = [COLOURS[labels.index(row["label"]) % len(COLOURS)] for row in rows]
-    fade = {sparsity: 0.55 + 0.45 * i / max(1, len(sparsities) - 1) for i, sparsity in enumerate(sparsities)}
-    for axes, (heading, unit, key, scale) in zip(figure.subplots(1, 4, sharey=True), panels, strict=True):
-        values = [scale * row[key] for row in rows]
-        errors = [scale * row.get(key.replace("_mean", "_std"), 0.0) for row in rows]
-        bars = axes.barh(names, values, xerr=errors, color=colours)
-        for bar, row, value, error in zip(bars, rows, values, errors, strict=True):
-            bar.set_alpha(fade[row["sparsity"]])
-            axes.text(value + error, bar.get_y() + bar.get_height() / 2, f" {value:.4g}", va="center", fontsize=8)
-        axes.set(title=heading, xlabel=unit)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(x=0.2)
-        if key == "test_accuracy_mean":
-            axes.set_xlim(left=max(0.0, min(values) - max(1.0, 0.5 * (max(values) - min(values)))))
-        axes.invert_yaxis() if axes.get_subplotspec().is_first_col() else None
+    figure = Figure(figsize=(17, 1.4 + 0.34 * len(rows)), dpi=DPI, layout="constrained")
+    accuracy, memory, training, batch_1, batch_256 = figure.subplots(1, 5, sharey=True)
+    accuracies = _bars(accuracy, rows, "test_accuracy", 100)
+    accuracy.set(title="Test accuracy", xlabel="%")
+    low = max(0.0, min(accuracies) - 0.25 * (max(accuracies) - min(accuracies)) - 0.5)
+    accuracy.set_xlim(low, max(accuracies) + 0.3 * (max(accuracies) - low))
+    accuracy.set_xticks([tick for tick in MaxNLocator(4).tick_values(low, 100) if low <= tick <= 100])
+    _bars(memory, rows, "weight_bytes", 1 / 1024)
+    memory.set(title="Memory for weights in training", xlabel="KiB")
+    _bars(training, rows, "seconds_per_epoch", 1000)
+    training.set(title="Training", xlabel="milliseconds an epoch")
+    for axes, batch in ((batch_1, 1), (batch_256, 256)):
+        _bars(axes, rows, f"inference_{batch}_stored_us", 1, numbers=False)
+        for storage, mark, colour in (("dense", "D", "black"), ("csr", "o", "0.5")):
+            label = {"dense": "same weights, dense (BLAS)", "csr": "same weights, SciPy CSR"}[storage]
+            marked = [(row[f"inference_{batch}_{storage}_us"], i) for i, row in enumerate(rows) if row["sparsity"]]
+            axes.plot(*zip(*marked, strict=True), mark, color=colour, markersize=4, label=label)
+        axes.set(title=f"Inference, batch {batch}", xlabel="microseconds a sample")
+    accuracy.invert_yaxis()
+    figure.legend(*batch_1.get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False)
     figure.suptitle(title)
     return figure
+
+
+def _bars(
+    axes: Axes, rows: Sequence[dict[str, Any]], key: str, scale: float, *, numbers: bool = True
+) -> list[float]:
+    """One bar a row, its colour that of the method and paler at lower sparsity; return the values drawn."""
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    highest = max(row["sparsity"] for row in rows)
+    values = [scale * (row[f"{key}_mean"] if f"{key}_mean" in row else row[key]) for row in rows]
+    errors = [scale * row.get(f"{key}_std", 0.0) for row in rows]
+    for i, (row, value, error) in enumerate(zip(rows, values, errors, strict=True)):
+        colour = COLOURS[labels.index(row["label"]) % len(COLOURS)]
+        alpha = 1.0 if row["sparsity"] in (0, highest) else 0.55
+        axes.barh(i, value, xerr=error or None, color=colour, alpha=alpha, ecolor="0.3")
+        if numbers:
+            axes.text(value + error, i, f"  {value:.4g}", va="center", fontsize=8)
+    names = [f"{row['label']}, {row['sparsity']:.0%}" if row["sparsity"] else row["label"] for row in rows]
+    axes.set_yticks(range(len(rows)), names)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.25)
+    return values
 
 
 def _finish(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:

@@ -45,9 +45,22 @@ def test_the_reference_equals_dense_products(storage, layer):
 
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("backend", FAST)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(layers())
 def test_every_backend_equals_the_reference(backend, storage, layer):
+    check_against_the_reference(backend, storage, layer)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@settings(max_examples=60)
+@given(layers())
+def test_the_parallel_kernels_equal_the_reference(storage, layer):
+    with pytest.MonkeyPatch.context() as patch:  # the layers here are too small to be run in parallel
+        patch.setattr("sparsekit.kernels.cpu._PARALLEL_FROM", 0)
+        check_against_the_reference("cpu", storage, layer)
+
+
+def check_against_the_reference(backend, storage, layer):
     weight, mask, x, g = layer
     matrix = storage.from_dense(weight, mask)
     reference = get_backend("reference")
@@ -151,7 +164,7 @@ def test_the_largest_uint16_width():
 def test_no_more_specialisations_than_dtypes_need():
     from sparsekit.kernels import cpu
 
-    if not hasattr(cpu._gather_rows, "signatures"):
+    if not hasattr(cpu._gather_rows.serial, "signatures"):
         pytest.skip("NUMBA_DISABLE_JIT=1: nothing is compiled")
     rng = np.random.default_rng(0)
     mask = random_constant_fan_in((6, 8), 2, rng)
@@ -159,7 +172,9 @@ def test_no_more_specialisations_than_dtypes_need():
     read_only, strided = np.ones((8, 4)), np.ones((8, 8))[:, ::2]
     read_only.flags.writeable = False
     condensed @ np.ones((8, 4))
-    before = len(cpu._gather_rows.signatures)
+    kernels = [version for kernel in (cpu._gather_rows, cpu._dot_rows) for version in kernel]
+    condensed @ np.ones(8)
+    before = [len(kernel.signatures) for kernel in kernels]
     for matrix in (condensed, condensed.to_csr()):
         for x in (
             np.ones(8),
@@ -169,7 +184,7 @@ def test_no_more_specialisations_than_dtypes_need():
             np.ones((8, 4), np.int8),
         ):
             matrix @ x
-    assert len(cpu._gather_rows.signatures) == before
+    assert [len(kernel.signatures) for kernel in kernels] == before
 
 
 def test_the_transposed_index_lists_every_weight_by_input():

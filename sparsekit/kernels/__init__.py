@@ -14,6 +14,7 @@ contiguous, `out` is overwritten. A kernel checks nothing: indices are validated
 """
 
 import importlib
+from functools import cache
 from types import ModuleType
 
 from sparsekit.checks import require_choice
@@ -27,6 +28,7 @@ _MODULES = {
 BACKENDS = tuple(_MODULES)
 
 
+@cache
 def get_backend(name: str) -> ModuleType:
     """The module that computes the products; it is imported on first use, so that Numba loads only when needed."""
     return importlib.import_module(_MODULES[require_choice("backend", name, BACKENDS)])

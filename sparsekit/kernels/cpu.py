@@ -10,7 +10,9 @@ for any number of threads. Condensed storage is CSR with rows of equal length, s
 Arguments as in :mod:`sparsekit.kernels.reference`.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -74,20 +76,23 @@ def _weight_gradient(indices, indptr, rows, g, x, out):
     return out
 
 
-def _run(kernel, multiply_adds: int, *arrays) -> None:
-    """Call a kernel; small work stays on one thread, as starting and joining the others would take longer.
+class Kernel(NamedTuple):
+    """The same loops compiled for one thread and for several; each is compiled when it is first called."""
 
-    On a busy machine it would take far longer: joining waits until every thread has been given a processor.
+    serial: Callable[..., None]
+    parallel: Callable[..., None]
+
+
+def _compiled(loops: Callable[..., None]) -> Kernel:
+    return Kernel(numba.njit(fastmath=FASTMATH)(loops), numba.njit(parallel=True, fastmath=FASTMATH)(loops))
+
+
+def _run(kernel: Kernel, multiply_adds: int, *arrays: np.ndarray) -> None:
+    """Small work stays on one thread: starting and joining the others would take longer, on a busy machine by far.
+
+    The choice looks at the work alone, not at the number of threads, so that results do not depend on it.
     """
-    threads = numba.get_num_threads()
-    if threads == 1 or multiply_adds >= _PARALLEL_FROM:
-        kernel(*arrays)
-        return
-    numba.set_num_threads(1)
-    try:
-        kernel(*arrays)
-    finally:
-        numba.set_num_threads(threads)
+    (kernel.parallel if multiply_adds >= _PARALLEL_FROM else kernel.serial)(*arrays)
 
 
 @lru_cache
@@ -107,7 +112,7 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     return array
 
 
-@numba.njit(parallel=True, fastmath=FASTMATH)
+@_compiled
 def _gather_rows(values, indices, indptr, rows, x, out):
     """For every stored row i: out[rows[i], :] = sum over its slots s of values[s] * x[indices[s], :]."""
     for i in numba.prange(rows.shape[0]):
@@ -135,7 +140,7 @@ def _gather_rows(values, indices, indptr, rows, x, out):
             s += 1
 
 
-@numba.njit(parallel=True, fastmath=FASTMATH)
+@_compiled
 def _dot_rows(values, indices, indptr, rows, x, out):
     """For a batch of one, out[rows[i]] = sum over the slots s of row i of values[s] * x[indices[s]].
 
@@ -157,7 +162,7 @@ def _dot_rows(values, indices, indptr, rows, x, out):
         out[rows[i]] = (d0 + d1) + (d2 + d3)
 
 
-@numba.njit(parallel=True, fastmath=FASTMATH)
+@_compiled
 def _gather_columns(values, positions, sources, indptr, g, out):
     """For every column j: out[j, :] = sum over its slots s of values[positions[s]] * g[sources[s], :]."""
     for j in numba.prange(out.shape[0]):
@@ -179,7 +184,7 @@ def _gather_columns(values, positions, sources, indptr, g, out):
             s += 1
 
 
-@numba.njit(parallel=True, fastmath=FASTMATH)
+@_compiled
 def _sampled_products(indices, indptr, rows, g, x, out):
     """For every slot s of every stored row i: out[s] = sum over b of g[rows[i], b] * x[indices[s], b]."""
     zero = g.dtype.type(0)

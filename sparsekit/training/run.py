@@ -69,7 +69,7 @@ def train_run(config: RunConfig, folder: str | Path, *, overwrite: bool = False,
     check_folder(folder, overwrite=overwrite)
     trainer = build_trainer(config, model, progress=progress, callbacks=[_FolderWriter(folder, config)])
     with thread_limit(config.threads or available_threads()):
-        compile_seconds = _compile_kernels(model)
+        compile_seconds = _compile_kernels(model, config.batch_size)
         history = trainer.fit(dataset)
         result = _result(config, trainer, dataset) | {"compile_seconds": compile_seconds}
     run = Run(config, history, result, trainer.classifier)
@@ -204,13 +204,13 @@ def _build_mlp(config: RunConfig, n_features: int, n_classes: int) -> Sequential
     )
 
 
-def _compile_kernels(model: Sequential) -> float:
+def _compile_kernels(model: Sequential, batch: int) -> float:
     """Run the products of every sparse layer once, so that epochs are timed without compilation; seconds."""
     started = time.perf_counter()
     for layer in linear_layers(model).values():
         if layer.is_sparse:
             n_out, n_in = layer.matrix.shape
-            x, g = np.zeros((n_in, 1), layer.matrix.dtype), np.zeros((n_out, 1), layer.matrix.dtype)
+            x, g = np.zeros((n_in, batch), layer.matrix.dtype), np.zeros((n_out, batch), layer.matrix.dtype)
             layer.matrix.matmul(x, layer.backend)
             layer.matrix.rmatmul(g, layer.backend)
             layer.matrix.sampled_outer(g, x, layer.backend)
