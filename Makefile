@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help venv demo test lint results clean
+.PHONY: help venv demo test lint results wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -31,7 +31,16 @@ lint: venv ## check style and types
 results: venv ## train the table of the README on Fashion-MNIST (about ten minutes on 2 cores)
 	$(BIN)/sparsekit compare --config results/fashion-mnist-mlp.toml --sparsities 0.9,0.98 --seeds 0,1,2 \
 		--methods dense,static,set,rigl,srigl:gamma_sal=0,srigl,srigl:gamma_sal=0.95 \
-		--out runs/fashion-mnist-mlp --overwrite --json runs/fashion-mnist-mlp.json
+		--out runs/fashion-mnist-mlp --overwrite
+	cp runs/fashion-mnist-mlp/comparison.csv results/fashion-mnist-mlp.csv
+	cp runs/fashion-mnist-mlp/comparison.png results/fashion-mnist-mlp.png
+
+wheel: venv ## build the wheel, install it alone into a fresh environment, train on digits with it
+	rm -rf dist build/wheel-check
+	$(BIN)/python -m build --quiet --wheel --outdir dist
+	$(PYTHON) -m venv build/wheel-check
+	build/wheel-check/bin/python -m pip install --quiet dist/*.whl
+	cd build/wheel-check && bin/sparsekit train --epochs 20 --batch-size 32 --delta-t 50 --overwrite --out run
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist

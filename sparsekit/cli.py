@@ -139,6 +139,7 @@ def train(
     """Train one network and write its run folder: config.toml, history.csv, model, results and figures."""
     from sparsekit.training.run import train_run
 
+    _check_json(json_file)
     chosen = make_config(read_toml(config) if config else {}, settings)
     sparsity = "" if chosen.method == "dense" else f"-{chosen.sparsity:g}"
     folder = out or _new_folder(f"{Path(chosen.dataset).stem}-{chosen.method}{sparsity}-seed{chosen.seed}")
@@ -174,6 +175,7 @@ def compare(
     """Train several methods on the same data and seeds, each in a process of its own, and print one table."""
     from sparsekit import comparison
 
+    _check_json(json_file)
     shared = (read_toml(config) if config else {}) | settings
     name = Path(str(shared.get("dataset", RunConfig.model_fields["dataset"].default))).stem
     folder = out or _new_folder(f"compare-{name}")
@@ -212,6 +214,12 @@ def _new_folder(name: str) -> Path:
         folder = Path("runs") / f"{name}-{number}"
         number += 1
     return folder
+
+
+def _check_json(path: Path | None) -> None:
+    """Refuse a place that cannot be written to before hours of training, not after."""
+    if path and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise InputError(f"json must name a file in a folder that exists, not {path}")
 
 
 def _write_json(path: Path | None, result: dict[str, Any]) -> None:

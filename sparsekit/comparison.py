@@ -172,4 +172,4 @@ def _save(rows: list[dict[str, Any]], folder: Path, config: RunConfig) -> None:
     seeds = ", ".join(map(str, rows[0]["seeds"]))
     hidden = "-".join(map(str, config.hidden))
     with atomic_path(folder / "comparison.png") as temporary:
-        comparison_figure(rows, f"{config.dataset}, hidden layers {hidden}, seed {seeds}").savefig(temporary)
+        comparison_figure(rows, f"{config.dataset}, hidden layers {hidden}, seeds {seeds}").savefig(temporary)

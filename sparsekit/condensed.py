@@ -4,7 +4,6 @@ Every active neuron stores exactly `fan_in` weights, so values and indices are a
 row pointers are needed, and ablated neurons take no space at all.
 """
 
-from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -13,13 +12,13 @@ from sparsekit.checks import require_integer
 from sparsekit.csr import CSRMatrix
 from sparsekit.errors import InputError
 from sparsekit.kernels import get_backend
-from sparsekit.kernels.transpose import TransposedIndex, index_dtype, transposed_index
+from sparsekit.kernels.transpose import index_dtype
 from sparsekit.masks import fan_in as fan_in_of_mask
 from sparsekit.masks import has_constant_fan_in, require_mask
-from sparsekit.stored import StoredMatrix, frozen, require_dense_weight, require_values
+from sparsekit.stored import SparseMatrix, frozen, require_dense_weight, require_values
 
 
-class CondensedMatrix(StoredMatrix):
+class CondensedMatrix(SparseMatrix):
     """A weight matrix (n_out, n_in) with constant fan-in.
 
     Parameters
@@ -91,22 +90,20 @@ class CondensedMatrix(StoredMatrix):
         """Bytes of values, indices and rows."""
         return self.values.nbytes + self.indices.nbytes + self.rows.nbytes
 
-    @property
-    def held_nbytes(self) -> int:
-        """`nbytes` and the transposed index, once a product has needed it."""
-        return self.nbytes + (self.transposed.nbytes if "transposed" in self.__dict__ else 0)
-
-    @cached_property
-    def transposed(self) -> TransposedIndex:
-        """The transposed index that :meth:`rmatmul` reads, built on first use."""
-        rows = np.repeat(self.rows, self.fan_in)
-        return transposed_index(self.indices.ravel(), rows, *self.shape)
+    def __repr__(self) -> str:
+        n_out, n_in = self.shape
+        active = f"{len(self.rows)} of {n_out} neurons active"
+        return f"CondensedMatrix({n_out} x {n_in}, fan_in={self.fan_in}, {active}, {self.dtype}, {self.nbytes} bytes)"
 
     def fan_ins(self) -> np.ndarray:
         """Int64 (n_out,), fan_in for active neurons and 0 for ablated ones."""
         counts = np.zeros(self.shape[0], dtype=np.int64)
         counts[self.rows] = self.fan_in
         return counts
+
+    def row_of_slot(self) -> np.ndarray:
+        """Int32 (nnz,), the neuron of each stored weight."""
+        return np.repeat(self.rows, self.fan_in)
 
     def flat_positions(self) -> np.ndarray:
         """Int64 (nnz,), row * n_in + column of each stored weight, ascending."""

@@ -1,6 +1,5 @@
 """CSR storage: an unstructured sparse weight matrix, row by row."""
 
-from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -8,12 +7,12 @@ import numpy as np
 from sparsekit.checks import require_integer
 from sparsekit.errors import InputError
 from sparsekit.kernels import get_backend
-from sparsekit.kernels.transpose import TransposedIndex, index_dtype, transposed_index
+from sparsekit.kernels.transpose import index_dtype
 from sparsekit.masks import require_mask
-from sparsekit.stored import StoredMatrix, frozen, require_dense_weight, require_values
+from sparsekit.stored import SparseMatrix, frozen, require_dense_weight, require_values
 
 
-class CSRMatrix(StoredMatrix):
+class CSRMatrix(SparseMatrix):
     """A weight matrix (n_out, n_in) with any number of stored weights in each row.
 
     Parameters
@@ -72,23 +71,13 @@ class CSRMatrix(StoredMatrix):
         """Bytes of values, indices and row pointers."""
         return self.values.nbytes + self.indices.nbytes + self.indptr.nbytes
 
-    @property
-    def held_nbytes(self) -> int:
-        """`nbytes` and the transposed index, once a product has needed it."""
-        return self.nbytes + (self.transposed.nbytes if "transposed" in self.__dict__ else 0)
-
-    @cached_property
-    def transposed(self) -> TransposedIndex:
-        """The transposed index that :meth:`rmatmul` reads, built on first use."""
-        return transposed_index(self.indices, self._row_of_slot(), *self.shape)
-
     def fan_ins(self) -> np.ndarray:
         """Int64 (n_out,), stored inputs of each neuron."""
         return np.diff(self.indptr)
 
     def flat_positions(self) -> np.ndarray:
         """Int64 (nnz,), row * n_in + column of each stored weight, ascending."""
-        return self._row_of_slot() * self.shape[1] + self.indices
+        return self.row_of_slot() * self.shape[1] + self.indices
 
     def mask(self) -> np.ndarray:
         """Bool (n_out, n_in), True where a weight is stored."""
@@ -102,7 +91,8 @@ class CSRMatrix(StoredMatrix):
         weight.flat[self.flat_positions()] = self.values
         return weight
 
-    def _row_of_slot(self) -> np.ndarray:
+    def row_of_slot(self) -> np.ndarray:
+        """Int64 (nnz,), the neuron of each stored weight."""
         return np.repeat(np.arange(self.shape[0]), self.fan_ins())
 
     def _matmul(self, x, backend, out):

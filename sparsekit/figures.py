@@ -63,6 +63,7 @@ def topology_figure(model: Module, sample_shape: tuple[int, ...]) -> Figure:
         fan_ins.step(np.linspace(0, 100, counts.size), counts, where="mid", color=colour, label=name)
     fan_ins.set_ylim(bottom=0)
     _finish(fan_ins, "Fan-in of the neurons, largest first", "% of the layer's neurons", "stored inputs")
+    fan_ins.set_xticks(range(0, 101, 25))
     return figure
 
 
@@ -77,8 +78,9 @@ def comparison_figure(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     accuracies = _bars(accuracy, rows, "test_accuracy", 100)
     accuracy.set(title="Test accuracy", xlabel="%")
     low = max(0.0, min(accuracies) - 0.25 * (max(accuracies) - min(accuracies)) - 0.5)
-    accuracy.set_xlim(low, max(accuracies) + 0.3 * (max(accuracies) - low))
-    accuracy.set_xticks([tick for tick in MaxNLocator(4).tick_values(low, 100) if low <= tick <= 100])
+    high = max(accuracies) + 0.3 * (max(accuracies) - low)
+    accuracy.set_xticks([t for t in MaxNLocator(4).tick_values(low, high) if low <= t <= min(high, 100)])
+    accuracy.set_xlim(low, high)
     _bars(memory, rows, "weight_bytes", 1 / 1024)
     memory.set(title="Memory for weights in training", xlabel="KiB")
     _bars(training, rows, "seconds_per_epoch", 1000)

@@ -1,11 +1,13 @@
 """What all storage formats share: the three products with checked arguments."""
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import Self
 
 import numpy as np
 
 from sparsekit.errors import InputError
+from sparsekit.kernels.transpose import TransposedIndex, transposed_index
 
 FLOAT_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -155,6 +157,26 @@ class StoredMatrix(ABC):
             kind = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
             raise InputError(f"out must be a writeable C-contiguous {self.dtype} array {shape}, not {kind}")
         return out
+
+
+class SparseMatrix(StoredMatrix):
+    """A stored matrix with an index, and the transposed index that its input gradient reads."""
+
+    indices: np.ndarray
+
+    @abstractmethod
+    def row_of_slot(self) -> np.ndarray:
+        """Integer (nnz,), the neuron of each stored weight in the order of `values`."""
+
+    @cached_property
+    def transposed(self) -> TransposedIndex:
+        """The transposed index that :meth:`rmatmul` reads, built on first use."""
+        return transposed_index(self.indices.ravel(), self.row_of_slot(), *self.shape)
+
+    @property
+    def held_nbytes(self) -> int:
+        """`nbytes` and the transposed index, once a product has needed it."""
+        return self.nbytes + (self.transposed.nbytes if "transposed" in self.__dict__ else 0)
 
 
 def require_values(values: np.ndarray, ndim: int) -> np.ndarray:

@@ -15,7 +15,6 @@ from sparsekit.nn import (
     Dropout,
     Flatten,
     Linear,
-    Parameter,
     ReLU,
     Sequential,
     softmax_cross_entropy,
@@ -274,11 +273,3 @@ def test_mlp_options():
 def test_mlp_refuses(options, message):
     with pytest.raises(InputError, match=message):
         models.mlp(**({"sizes": (4, 5, 2)} | options))
-
-
-def test_parameter_bytes():
-    parameter = Parameter(np.zeros((2, 3), np.float32))
-    assert parameter.nbytes == 0
-    parameter.grad = np.zeros((2, 3), np.float32)
-    parameter.state["velocity"] = np.zeros((2, 3), np.float32)
-    assert parameter.nbytes == 48

@@ -21,12 +21,6 @@ class Parameter:
         self.grad: np.ndarray | None = None
         self.state: dict[str, np.ndarray] = {}
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the gradient and the optimizer state; the values are counted by their storage."""
-        gradient = self.grad.nbytes if self.grad is not None else 0
-        return gradient + sum(array.nbytes for array in self.state.values())
-
     def rewire(self, values: np.ndarray, old_positions: np.ndarray, new_positions: np.ndarray) -> None:
         """Move to a new topology: `values` becomes the storage and is filled.
 
