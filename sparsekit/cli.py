@@ -19,6 +19,8 @@ from sparsekit.atomic import write_text
 from sparsekit.config import RunConfig, choices, kind, make_config, read_toml
 from sparsekit.errors import DivergedError, InputError
 
+_INTERRUPTED = 130
+
 Number = TypeVar("Number", int, float)
 
 app = typer.Typer(
@@ -38,13 +40,16 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors, 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 2, never a traceback."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == _INTERRUPTED:  # Typer turns Ctrl-C into this code without a word
+            _fail("interrupted", _INTERRUPTED)
+        sys.exit(code)
     except InputError as error:
         _fail(error, 2)
     except DivergedError as error:
         _fail(error, 1)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", 130)
+        _fail("interrupted", _INTERRUPTED)
     except OSError as error:
         _fail(error, 1)
     except Exception as error:

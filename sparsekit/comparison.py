@@ -19,7 +19,7 @@ from sparsekit.config import RunConfig, make_config
 from sparsekit.errors import DivergedError, InputError
 from sparsekit.inference import FORMATS, inference_times
 from sparsekit.kernels.threads import available_threads, thread_limit
-from sparsekit.training.run import load_run
+from sparsekit.training.run import load_run, make_folder
 
 BATCHES = (1, 256)
 _MARKER = "comparison.csv"
@@ -130,12 +130,12 @@ def _sparsity_of(config: RunConfig) -> float:
 
 
 def _prepare(folder: Path, overwrite: bool) -> Path:
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         if not (folder / _MARKER).is_file():
             raise InputError(f"out {folder} exists and is not a comparison; name a new folder")
         if not overwrite:
             raise InputError(f"out {folder} holds a comparison already; name a new folder or pass --overwrite")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_text(folder / _MARKER, "")
     return folder
 
@@ -169,7 +169,7 @@ def _save(rows: list[dict[str, Any]], folder: Path, config: RunConfig) -> None:
     writer.writeheader()
     writer.writerows({key: json.dumps(v) if isinstance(v, list) else v for key, v in row.items()} for row in rows)
     write_text(folder / _MARKER, text.getvalue())
-    seeds = ", ".join(map(str, rows[0]["seeds"]))
+    seeds = f"seed{'s' * (len(rows[0]['seeds']) > 1)} {', '.join(map(str, rows[0]['seeds']))}"
     hidden = "-".join(map(str, config.hidden))
     with atomic_path(folder / "comparison.png") as temporary:
-        comparison_figure(rows, f"{config.dataset}, hidden layers {hidden}, seeds {seeds}").savefig(temporary)
+        comparison_figure(rows, f"{config.dataset}, hidden layers {hidden}, {seeds}").savefig(temporary)

@@ -3,13 +3,16 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
 import sparsekit
+from sparsekit import History
 
 QUICK = ["--hidden", "16", "--epochs", "2", "--batch-size", "64", "--delta-t", "5", "--threads", "1"]
 
@@ -147,6 +150,13 @@ def bad_data(tmp_path_factory):
         (["train", "--config", "unknown.toml"], "unknown setting 'spasity' (did you mean 'sparsity'?)"),
         (["train", "--config", "absent.toml"], "absent.toml cannot be read"),
         (["train", "--out", "notes", *QUICK], "out notes exists and is not a run"),
+        (["train", "--out", "text.npz", *QUICK], "out text.npz exists and is not a run"),
+        (["train", "--out", "text.npz/x", *QUICK], "out text.npz/x cannot be made: Not a directory"),
+        (["train", "--json", "nowhere/r.json"], "json must name a file in a folder that exists"),
+        (["train", "--json", "notes"], "json must name a file"),
+        (["train", "--config", "notes"], "config notes cannot be read: Is a directory"),
+        (["train", "--threads", "0"], "threads must be an integer >= 1, not '0'"),
+        (["train", "--seed", "-1"], "seed must be an integer >= 0, not '-1'"),
         (["train", "--epochs"], "--epochs"),
         (["train", "--epoch", "3"], "No such option: --epoch"),
         (["train", "extra"], "extra"),
@@ -157,6 +167,9 @@ def bad_data(tmp_path_factory):
         (["compare", "--sparsities", "0.5,1"], "sparsity must be a number >= 0 and < 1"),
         (["compare", "--sparsities", "half"], "sparsities must be numbers"),
         (["compare", "--seeds", "0.5"], "seeds must be numbers"),
+        (["compare", "--methods", ""], "method must be one of"),
+        (["compare", "--seeds", ""], "seeds must be numbers"),
+        (["compare", "--out", "text.npz"], "out text.npz exists and is not a comparison"),
         (["compare", "--out", "notes"], "out notes exists and is not a comparison"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -177,3 +190,18 @@ def test_a_diverged_run_is_one_line_and_keeps_its_history(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("sparsekit: error: training diverged at step ")
     assert done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_keeps_the_history_and_exits_with_130(tmp_path):
+    command = [sys.executable, "-m", "sparsekit", "train", "--epochs", "100000", "--out", "x", "--quiet"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    history = tmp_path / "x" / "history.csv"
+    deadline = time.monotonic() + 60
+    while not history.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "sparsekit: error: interrupted\n"
+    assert len(History.load(history)) >= 1
+    assert {path.name for path in (tmp_path / "x").iterdir()} == {"config.toml", "history.csv"}

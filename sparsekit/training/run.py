@@ -163,6 +163,14 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
         raise InputError(f"out {folder} holds a run already; name a new folder or pass --overwrite")
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents; an error in words where that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out {folder} cannot be made: {error.strerror}") from None
+
+
 class _FolderWriter(Callback):
     """Makes the folder once nothing can be refused any more, and saves the history after every epoch."""
 
@@ -173,7 +181,7 @@ class _FolderWriter(Callback):
     def on_fit_start(self, trainer):
         if self.folder.exists():
             shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True)
+        make_folder(self.folder)
         write_text(self.folder / "config.toml", self.config.to_toml())
 
     def on_epoch_end(self, trainer, row):
