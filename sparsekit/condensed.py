@@ -92,10 +92,8 @@ class CondensedMatrix(SparseMatrix):
 
     def __repr__(self) -> str:
         n_out, n_in = self.shape
-        active = f"{len(self.rows)} of {n_out} neurons active"
-        return (
-            f"CondensedMatrix({n_out} x {n_in}, fan_in={self.fan_in}, {active}, {self.dtype}, {self.nbytes} bytes)"
-        )
+        active = f"fan_in={self.fan_in}, {len(self.rows)} of {n_out} neurons active"
+        return f"CondensedMatrix({n_out} x {n_in}, {active}, {self.dtype}, {self.nbytes} bytes)"
 
     def fan_ins(self) -> np.ndarray:
         """Int64 (n_out,), fan_in for active neurons and 0 for ablated ones."""
