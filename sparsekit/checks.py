@@ -8,6 +8,8 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from sparsekit.errors import InputError
 
 
@@ -33,11 +35,12 @@ def require_number(name: str, value: float, *, low: float, low_open: bool = Fals
 def require_integer(name: str, value: int | None, low: int, high: int | None = None) -> int:
     """Return `value` as an int in [low, high]."""
     allowed = f"an integer of at least {low}" if high is None else f"an integer in [{low}, {high}]"
-    if value is None or isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InputError(f"{name} must be {allowed}, not {value!r}")
-    number = operator.index(value)
-    if number < low or (high is not None and number > high):
-        raise InputError(f"{name} must be {allowed}, not {number}")
+    try:
+        number = None if value is None or isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < low or (high is not None and number > high):
+        raise InputError(f"{name} must be {allowed}, not {repr(value) if number is None else number}")
     return number
 
 
@@ -51,13 +54,24 @@ def require_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
     )
 
 
+def require_rng(name: str, rng: np.random.Generator) -> np.random.Generator:
+    """Return `rng` if it is a numpy.random.Generator."""
+    if not isinstance(rng, np.random.Generator):
+        raise InputError(f"{name} must be a numpy.random.Generator, not {type(rng).__name__}")
+    return rng
+
+
 def nearest(value: Any, choices: Iterable[Any]) -> str:
-    """' (did you mean 'x'?)' for the choice closest to `value`, or '' when nothing is close."""
-    close = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    """' (did you mean 'x'?)' for the choice closest to `value` in any case, or '' when nothing is close."""
+    names = {str(choice).lower(): str(choice) for choice in choices}
+    close = difflib.get_close_matches(str(value).lower(), names, n=1)
+    return f" (did you mean {names[close[0]]!r}?)" if close else ""
 
 
 def _as_number(name: str, value: Any, allowed: str) -> float:
-    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
-        raise InputError(f"{name} must be a number ({allowed}), not {value!r}")
-    return float(value)
+    try:
+        if hasattr(value, "__float__") and not isinstance(value, bool | str):
+            return float(value)
+    except (TypeError, OverflowError):  # an array of several numbers, an int beyond any float
+        pass
+    raise InputError(f"{name} must be a number ({allowed}), not {value!r}")

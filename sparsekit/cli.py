@@ -17,9 +17,10 @@ from rich.table import Table
 from sparsekit import __version__
 from sparsekit.atomic import write_text
 from sparsekit.config import RunConfig, choices, kind, make_config, read_toml
-from sparsekit.errors import DivergedError, InputError
+from sparsekit.errors import DivergedError, InputError, RunError
 
 _INTERRUPTED = 130
+_METHODS = "dense,static,set,rigl,srigl:gamma_sal=0,srigl"
 
 Number = TypeVar("Number", int, float)
 
@@ -46,8 +47,10 @@ def main() -> None:
         sys.exit(code)
     except InputError as error:
         _fail(error, 2)
-    except DivergedError as error:
+    except (DivergedError, RunError) as error:
         _fail(error, 1)
+    except MemoryError as error:
+        _fail(f"not enough memory: {error}", 1)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", _INTERRUPTED)
     except OSError as error:
@@ -164,13 +167,19 @@ def train(
 def compare(
     settings: dict[str, Any],
     methods: Annotated[
-        str,
-        typer.Option(help="Methods to compare, each METHOD or METHOD:setting=value.", metavar="A,B,..."),
-    ] = "dense,static,set,rigl,srigl:gamma_sal=0,srigl",
+        str | None,
+        typer.Option(
+            help=f"Methods to compare, each METHOD or METHOD:setting=value (default: {_METHODS}).",
+            metavar="A,B,...",
+        ),
+    ] = None,
     sparsities: Annotated[
-        str, typer.Option("--sparsities", "--sparsity", help="Sparsities.", metavar="A,B,...")
-    ] = "0.9",
-    seeds: Annotated[str, typer.Option("--seeds", "--seed", help="Seeds.", metavar="A,B,...")] = "0",
+        str | None,
+        typer.Option("--sparsities", "--sparsity", help="Sparsities (default: 0.9).", metavar="A,B,..."),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", "--seed", help="Seeds (default: 0).", metavar="A,B,...")
+    ] = None,
     config: Config = None,
     out: Out = None,
     overwrite: Overwrite = False,
@@ -182,6 +191,10 @@ def compare(
 
     _check_json(json_file)
     shared = (read_toml(config) if config else {}) | settings
+    # what the file says of one run is what is compared where no flag says more
+    methods = methods if methods is not None else str(shared.pop("method", _METHODS))
+    sparsities = sparsities if sparsities is not None else str(shared.pop("sparsity", 0.9))
+    seeds = seeds if seeds is not None else str(shared.pop("seed", 0))
     name = Path(str(shared.get("dataset", RunConfig.model_fields["dataset"].default))).stem
     folder = out or _new_folder(f"compare-{name}")
     rows = comparison.compare(
@@ -267,7 +280,7 @@ def _comparison_table(rows: list[dict[str, Any]]) -> Table:
         spread = f" ± {100 * row['test_accuracy_std']:.2f}" if len(row["seeds"]) > 1 else ""
         table.add_row(
             row["label"],
-            f"{row['sparsity']:.0%}",
+            f"{100 * row['sparsity']:g} %",
             f"{100 * row['test_accuracy_mean']:.2f}{spread}",
             f"{row['stored_weights']:,}",
             " / ".join(_fan_in(layer) for layer in row["layers"]),

@@ -1,9 +1,11 @@
 """Comparing methods on the same data and seeds, each run in a process of its own."""
 
 import csv
+import functools
 import io
 import itertools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,13 +18,15 @@ from tqdm.auto import tqdm
 
 from sparsekit.atomic import atomic_path, write_text
 from sparsekit.config import RunConfig, make_config
-from sparsekit.errors import DivergedError, InputError
+from sparsekit.data import load_dataset
+from sparsekit.errors import InputError, RunError
 from sparsekit.inference import FORMATS, inference_times
-from sparsekit.kernels.threads import available_threads, thread_limit
-from sparsekit.training.run import load_run, make_folder
+from sparsekit.kernels.threads import default_threads, thread_limit
+from sparsekit.training.folder import is_empty, make_folder
+from sparsekit.training.run import build_model, load_run
 
 BATCHES = (1, 256)
-_MARKER = "comparison.csv"
+_MARKER = "comparison.txt"
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,10 @@ class Contender:
             name, equals, value = pair.partition("=")
             if not equals or not name or not value:
                 raise InputError(f"methods must be METHOD or METHOD:setting=value, not {text!r}")
-            settings[name.replace("-", "_")] = value
+            name = name.replace("-", "_")
+            if name in ("method", "sparsity", "seed"):
+                raise InputError(f"methods must not set {name}, which has a flag of its own, as {text!r} does")
+            settings[name] = value
         label = f"{method} ({', '.join(pairs)})" if pairs else method
         return cls(label, settings)
 
@@ -58,7 +65,8 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Train every method at every sparsity with every seed; return one row for each method and sparsity.
 
-    Runs go to folders of their own within `folder`; comparison.csv and comparison.png stand beside them. Dense
+    Runs go to folders of their own within `folder`; comparison.csv and comparison.png stand beside them, and
+    comparison.txt lists them. Dense
     training is run once for each seed. Each run is a fresh process, so its peak memory is its own; they run one
     after the other, so their times are too.
 
@@ -73,16 +81,16 @@ def compare(
         For a setting that is not allowed, before anything is trained.
     """
     plan = _plan(settings, methods, sparsities, seeds)
-    folder = _prepare(Path(folder), overwrite)
+    folder = _prepare(Path(folder), overwrite, plan)
     results: dict[tuple[str, float], list[dict[str, Any]]] = {}
     with tqdm(plan, unit="run", disable=not progress) as bar:
         for label, config in bar:
-            bar.set_description(f"{label} {_sparsity_of(config):.0%} seed {config.seed}")
-            name = f"{label}-{_sparsity_of(config):g}-seed{config.seed}".translate(str.maketrans(" ", "-", "(),"))
+            name = _run_name(label, config)
+            bar.set_description(name)
             result = _train_in_a_process(config, folder / name, overwrite)
             results.setdefault((label, _sparsity_of(config)), []).append(result | {"run": name})
     rows = [summarize(label, sparsity, runs) for (label, sparsity), runs in results.items()]
-    with thread_limit(plan[0][1].threads or available_threads()):
+    with thread_limit(plan[0][1].threads or default_threads()):
         for row, runs in zip(rows, results.values(), strict=True):
             row |= _inference(folder / runs[0]["run"])
     _save(rows, folder, plan[0][1])
@@ -118,39 +126,53 @@ def _plan(
     plan: list[tuple[str, RunConfig]] = []
     contenders = [Contender.parse(text) for text in methods]
     for sparsity, contender, seed in itertools.product(sparsities, contenders, seeds):
-        own = {"sparsity": sparsity, "seed": seed} | contender.settings
-        config = make_config(settings, own)
+        config = make_config(settings, contender.settings, {"sparsity": sparsity, "seed": seed})
         if config.method != "dense" or sparsity == sparsities[0]:
             plan.append((contender.label, config))
+    names = [_run_name(label, config) for label, config in plan]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"methods, sparsities and seeds must name each run once, not {name!r} twice")
+    dataset = functools.cache(load_dataset)
+    for _, config in plan:  # unknown data and layers are found here, not after an hour
+        build_model(config, dataset(config.dataset))
     return plan
+
+
+def _run_name(label: str, config: RunConfig) -> str:
+    """Name of a run's folder: letters, digits and -._= only."""
+    return re.sub(r"[^\w.=]+", "-", f"{label}-{_sparsity_of(config)!r}-seed{config.seed}")
 
 
 def _sparsity_of(config: RunConfig) -> float:
     return 0.0 if config.method == "dense" else config.sparsity
 
 
-def _prepare(folder: Path, overwrite: bool) -> Path:
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+def _prepare(folder: Path, overwrite: bool, plan: Sequence[tuple[str, RunConfig]]) -> Path:
+    """Make the folder and leave the list of runs in it, by which it is known as a comparison's."""
+    if folder.exists() and not is_empty(folder):
         if not (folder / _MARKER).is_file():
             raise InputError(f"out {folder} exists and is not a comparison; name a new folder")
         if not overwrite:
             raise InputError(f"out {folder} holds a comparison already; name a new folder or pass --overwrite")
     make_folder(folder)
-    write_text(folder / _MARKER, "")
+    write_text(folder / _MARKER, "".join(f"{_run_name(label, config)}\n" for label, config in plan))
     return folder
 
 
 def _train_in_a_process(config: RunConfig, folder: Path, overwrite: bool) -> dict[str, Any]:
-    settings = folder.with_suffix(".toml")
-    write_text(settings, config.to_toml())
+    settings = folder.parent / f"{folder.name}.toml"
     command = [sys.executable, "-m", "sparsekit", "train", "--config", str(settings), "--out", str(folder)]
     command += ["--quiet", *(["--overwrite"] if overwrite else [])]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-    settings.unlink()
+    try:
+        write_text(settings, config.to_toml())
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        settings.unlink(missing_ok=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        kind = InputError if done.returncode == 2 else DivergedError
-        raise kind(f"{folder.name}: {last.removeprefix('sparsekit: error: ')}")
+        kind = InputError if done.returncode == 2 else RunError
+        raise kind(f"run {folder.name}: {last.removeprefix('sparsekit: error: ')}")
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 
@@ -168,7 +190,7 @@ def _save(rows: list[dict[str, Any]], folder: Path, config: RunConfig) -> None:
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: json.dumps(v) if isinstance(v, list) else v for key, v in row.items()} for row in rows)
-    write_text(folder / _MARKER, text.getvalue())
+    write_text(folder / "comparison.csv", text.getvalue())
     seeds = f"seed{'s' * (len(rows[0]['seeds']) > 1)} {', '.join(map(str, rows[0]['seeds']))}"
     hidden = "-".join(map(str, config.hidden))
     with atomic_path(folder / "comparison.png") as temporary:

@@ -8,14 +8,13 @@ from typing import Self
 
 import numpy as np
 
-from sparsekit.checks import require_integer
 from sparsekit.csr import CSRMatrix
 from sparsekit.errors import InputError
 from sparsekit.kernels import get_backend
 from sparsekit.kernels.transpose import index_dtype
 from sparsekit.masks import fan_in as fan_in_of_mask
 from sparsekit.masks import has_constant_fan_in, require_mask
-from sparsekit.stored import SparseMatrix, frozen, require_dense_weight, require_values
+from sparsekit.stored import SparseMatrix, frozen, require_dense_weight, require_shape, require_values
 
 
 class CondensedMatrix(SparseMatrix):
@@ -41,8 +40,7 @@ class CondensedMatrix(SparseMatrix):
     """
 
     def __init__(self, values: np.ndarray, indices: np.ndarray, rows: np.ndarray, shape: tuple[int, int]) -> None:
-        n_out, n_in = require_integer("n_out", shape[0], 1), require_integer("n_in", shape[1], 1)
-        self.shape = (n_out, n_in)
+        self.shape = n_out, n_in = require_shape(shape)
         self.values = require_values(values, ndim=2)
         self.indices = frozen("indices", indices, index_dtype(n_in), 0, n_in)
         self.rows = frozen("rows", rows, np.int32, 0, n_out)
@@ -65,7 +63,8 @@ class CondensedMatrix(SparseMatrix):
         InputError
             If two active neurons of the mask have different fan-ins.
         """
-        matrix = cls.from_mask(mask, require_dense_weight(weight, require_mask(mask)).dtype)
+        weight = require_dense_weight(weight, require_mask(mask))
+        matrix = cls.from_mask(mask, weight.dtype)
         matrix.values[...] = require_values(weight[mask], ndim=1).reshape(matrix.values.shape)
         return matrix
 

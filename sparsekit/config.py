@@ -20,13 +20,23 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _refuse_bool(value: Any) -> Any:
+    """TOML's true is no number, although Python's is."""
+    if isinstance(value, bool):
+        raise ValueError("not a number")
+    return value
+
+
+_NoBool = BeforeValidator(_refuse_bool)
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
-Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_split)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Sizes = Annotated[tuple[Annotated[int, Field(ge=1, lt=2**31), _NoBool], ...], BeforeValidator(_split)]
+Fraction = Annotated[float, Field(ge=0, le=1), _NoBool]
+FractionBelowOne = Annotated[float, Field(ge=0, lt=1), _NoBool]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), _NoBool]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), _NoBool]
+PositiveFraction = Annotated[float, Field(gt=0, le=1), _NoBool]
+Seed = Annotated[int, Field(ge=0), _NoBool]
+Count = Annotated[int, Field(ge=1), _NoBool]
 
 
 class RunConfig(BaseModel):
@@ -70,13 +80,17 @@ class RunConfig(BaseModel):
     lr_schedule: Literal["constant", "step", "cosine"] = Field("cosine", description="learning rate over training")
     warmup_epochs: NotNegative = Field(0.0, description="epochs of linear warm-up")
     step_epochs: Positive = Field(30.0, description="step schedule: epochs between two decays")
-    step_factor: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="step schedule: factor of a decay")
+    step_factor: Annotated[float, Field(gt=0, le=1), _NoBool] = Field(
+        0.1, description="step schedule: factor of a decay"
+    )
     momentum: FractionBelowOne = Field(0.9, description="SGD momentum")
     nesterov: bool = Field(True, description="SGD with Nesterov momentum")
     weight_decay: NotNegative = Field(5e-4, description="weight decay")
     label_smoothing: FractionBelowOne = Field(0.0, description="share of the target spread over all classes")
 
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of masks, weights, batches and random growth")
+    seed: Annotated[int, Field(ge=0), _NoBool] = Field(
+        0, description="seed of masks, weights, batches and random growth"
+    )
     threads: Count | None = Field(None, description="threads of kernels and BLAS (default: all processors)")
     backend: Literal["reference", "vectorized", "csr", "cpu"] = Field(
         "cpu", description="kernels of sparse layers"
@@ -131,18 +145,18 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 def choices(name: str) -> list[str]:
     """The values a setting may take, where they are few and have names; else nothing."""
-    options = _schema(name).get("anyOf", [_schema(name)])
-    return [choice for option in options for choice in option.get("enum", [option.get("const")]) if choice]
+    return [choice for option in _options(name) for choice in option.get("enum", [option.get("const")]) if choice]
 
 
 def kind(name: str) -> str:
     """What a setting's value is: 'integer', 'number', 'boolean', 'array' or 'string'."""
-    options = _schema(name).get("anyOf", [_schema(name)])
-    return options[0].get("type", "string")
+    return _options(name)[0].get("type", "string")
 
 
-def _schema(name: str) -> dict[str, Any]:
-    return _schemas()[name]
+def _options(name: str) -> list[dict[str, Any]]:
+    """JSON schemas of the alternatives, None among them where a setting may be left out."""
+    schema = _schemas()[name]
+    return schema.get("anyOf", [schema])
 
 
 @cache
@@ -161,13 +175,11 @@ def _one_line(error: ValidationError) -> str:
 def _allowed(name: str) -> str:
     if choices(name):
         return f"one of {', '.join(choices(name))}"
-    schema = _schema(name)
+    option = _options(name)[0]
     if kind(name) == "array":
-        options = schema.get("anyOf", [schema])
-        item = "integers of at least 1" if options[0]["items"]["type"] == "integer" else "names"
+        item = "integers of at least 1" if option["items"]["type"] == "integer" else "names"
         return f"{item} separated by commas"
-    options = schema.get("anyOf", [schema])
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    bounds = " and ".join(f"{sign} {options[0][key]:g}" for key, sign in signs.items() if key in options[0])
+    bounds = " and ".join(f"{sign} {option[key]:g}" for key, sign in signs.items() if key in option)
     article = "an" if kind(name) == "integer" else "a"
     return f"{article} {kind(name)} {bounds}".strip()

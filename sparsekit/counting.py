@@ -1,6 +1,5 @@
 """Counting: stored weights, bytes, and the memory of the process."""
 
-import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,8 @@ def layer_summary(model: Module) -> list[dict[str, Any]]:
 def sparsity(model: Module) -> float:
     """Share of the network's weights that is not stored, biases and normalisation not counted."""
     matrices = [layer.matrix for layer in linear_layers(model).values()]
-    return 1 - sum(m.nnz for m in matrices) / sum(m.shape[0] * m.shape[1] for m in matrices)
+    n_weights = sum(m.shape[0] * m.shape[1] for m in matrices)
+    return 1 - sum(m.nnz for m in matrices) / n_weights if n_weights else 0.0
 
 
 def weight_bytes(model: Module) -> dict[str, int]:
@@ -75,5 +75,7 @@ def peak_memory_bytes() -> int:
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
+    import resource  # not on every system, and needed only here
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -4,12 +4,11 @@ from typing import Self
 
 import numpy as np
 
-from sparsekit.checks import require_integer
 from sparsekit.errors import InputError
 from sparsekit.kernels import get_backend
 from sparsekit.kernels.transpose import index_dtype
 from sparsekit.masks import require_mask
-from sparsekit.stored import SparseMatrix, frozen, require_dense_weight, require_values
+from sparsekit.stored import SparseMatrix, frozen, require_dense_weight, require_shape, require_values
 
 
 class CSRMatrix(SparseMatrix):
@@ -37,8 +36,7 @@ class CSRMatrix(SparseMatrix):
     def __init__(
         self, values: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int]
     ) -> None:
-        n_out, n_in = require_integer("n_out", shape[0], 1), require_integer("n_in", shape[1], 1)
-        self.shape = (n_out, n_in)
+        self.shape = n_out, n_in = require_shape(shape)
         self.values = require_values(values, ndim=1)
         self.indices = frozen("indices", indices, index_dtype(n_in), 0, n_in)
         self.indptr = frozen("indptr", indptr, np.int64, 0, self.values.size + 1)
@@ -55,7 +53,8 @@ class CSRMatrix(SparseMatrix):
     @classmethod
     def from_dense(cls, weight: np.ndarray, mask: np.ndarray) -> Self:
         """Store the weights of a dense float array (n_out, n_in) at the True positions of a bool mask."""
-        matrix = cls.from_mask(mask, require_dense_weight(weight, require_mask(mask)).dtype)
+        weight = require_dense_weight(weight, require_mask(mask))
+        matrix = cls.from_mask(mask, weight.dtype)
         matrix.values[...] = require_values(weight[mask], ndim=1)
         return matrix
 

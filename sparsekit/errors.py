@@ -9,5 +9,9 @@ class InputError(ValueError):
     """
 
 
+class RunError(RuntimeError):
+    """A run that was started in a process of its own ended with an error."""
+
+
 class DivergedError(RuntimeError):
     """Training stopped because the loss, or an activation, was NaN or infinite."""

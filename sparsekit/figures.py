@@ -54,7 +54,7 @@ def topology_figure(model: Module, sample_shape: tuple[int, ...]) -> Figure:
         figure.colorbar(image, ax=inputs, shrink=0.8)
         inputs.set(title="First layer: weights on each pixel", xticks=[], yticks=[])
     else:
-        inputs.bar(np.arange(readers.size), readers, color=COLOURS[0])
+        inputs.step(np.arange(readers.size), readers, where="mid", color=COLOURS[0])
         _finish(inputs, "First layer: weights on each feature", "feature", "weights")
     mask.imshow(first.mask(), cmap="binary", aspect="auto", interpolation="antialiased")
     mask.set(title="First layer: stored weights (black)", xlabel="input", ylabel="neuron")
@@ -89,11 +89,14 @@ def comparison_figure(rows: Sequence[dict[str, Any]], title: str) -> Figure:
         _bars(axes, rows, f"inference_{batch}_stored_us", 1, numbers=False)
         for storage, mark, colour in (("dense", "D", "black"), ("csr", "o", "0.5")):
             label = {"dense": "same weights, dense (BLAS)", "csr": "same weights, SciPy CSR"}[storage]
-            marked = [(row[f"inference_{batch}_{storage}_us"], i) for i, row in enumerate(rows) if row["sparsity"]]
-            axes.plot(*zip(*marked, strict=True), mark, color=colour, markersize=4, label=label)
+            places = [i for i, row in enumerate(rows) if row["sparsity"]]
+            times = [rows[i][f"inference_{batch}_{storage}_us"] for i in places]
+            if places:
+                axes.plot(times, places, mark, color=colour, markersize=4, label=label)
         axes.set(title=f"Inference, batch {batch}", xlabel="microseconds a sample")
     accuracy.invert_yaxis()
-    figure.legend(*batch_1.get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False)
+    if batch_1.get_legend_handles_labels()[0]:
+        figure.legend(*batch_1.get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False)
     figure.suptitle(title)
     return figure
 
@@ -112,7 +115,7 @@ def _bars(
         axes.barh(i, value, xerr=error or None, color=colour, alpha=alpha, ecolor="0.3")
         if numbers:
             axes.text(value + error, i, f"  {value:.4g}", va="center", fontsize=8)
-    names = [f"{row['label']}, {row['sparsity']:.0%}" if row["sparsity"] else row["label"] for row in rows]
+    names = [f"{row['label']}, {100 * row['sparsity']:g} %" if row["sparsity"] else row["label"] for row in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.25)

@@ -60,7 +60,8 @@ class _ScipyLinear(Module):
     """A linear layer on scipy.sparse, converted once."""
 
     def __init__(self, layer: Linear) -> None:
-        self.weight = csr_matrix(layer.matrix.to_dense())
+        rows, columns = np.divmod(layer.matrix.flat_positions(), layer.matrix.shape[1])
+        self.weight = csr_matrix((layer.matrix.values.ravel(), (rows, columns)), shape=layer.matrix.shape)
         self.bias = layer.bias.values if layer.bias is not None else 0
 
     def forward(self, x, training=False):

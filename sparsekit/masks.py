@@ -7,7 +7,7 @@ active although its value is exactly zero.
 
 import numpy as np
 
-from sparsekit.checks import require_fraction, require_integer
+from sparsekit.checks import require_fraction, require_integer, require_rng
 from sparsekit.errors import InputError
 
 Shape = tuple[int, int]
@@ -25,8 +25,9 @@ def random_bernoulli(shape: Shape, density: float, rng: np.random.Generator) -> 
     -------
     bool array (n_out, n_in); its number of active positions is random.
     """
-    _require_shape(shape)
-    return rng.random(shape) < require_fraction("density", density)
+    shape = _require_shape(shape)
+    density = require_fraction("density", density)
+    return require_rng("rng", rng).random(shape) < density
 
 
 def random_per_layer(shape: Shape, nnz: int, rng: np.random.Generator) -> np.ndarray:
@@ -39,7 +40,7 @@ def random_per_layer(shape: Shape, nnz: int, rng: np.random.Generator) -> np.nda
     n_out, n_in = _require_shape(shape)
     nnz = require_integer("nnz", nnz, 0, n_out * n_in)
     mask = np.zeros(n_out * n_in, dtype=bool)
-    mask[rng.choice(n_out * n_in, nnz, replace=False)] = True
+    mask[require_rng("rng", rng).choice(n_out * n_in, nnz, replace=False)] = True
     return mask.reshape(n_out, n_in)
 
 
@@ -53,7 +54,7 @@ def random_constant_fan_in(shape: Shape, fan_in: int, rng: np.random.Generator) 
     n_out, n_in = _require_shape(shape)
     fan_in = require_integer("fan_in", fan_in, 0, n_in)
     # The positions of the fan_in smallest of n_in uniform draws are a uniformly random subset.
-    chosen = rng.random((n_out, n_in)).argsort(axis=1)[:, :fan_in]
+    chosen = require_rng("rng", rng).random((n_out, n_in)).argsort(axis=1)[:, :fan_in]
     mask = np.zeros((n_out, n_in), dtype=bool)
     np.put_along_axis(mask, chosen, True, axis=1)
     return mask

@@ -75,9 +75,11 @@ def mlp(
     for i, name in enumerate(names, start=1):
         layers[name] = _linear(shapes[name], densities[name], storage, name not in unablated, backend, dtype, rng)
         if name != names[-1]:
-            layers |= {f"bn{i}": BatchNorm(sizes[i], dtype)} if batch_norm else {}
+            if batch_norm:
+                layers[f"bn{i}"] = BatchNorm(sizes[i], dtype)
             layers[f"{activation}{i}"] = ACTIVATIONS[activation]()
-            layers |= {f"dropout{i}": Dropout(dropout, rng.spawn(1)[0])} if dropout else {}
+            if dropout:  # a stream of its own, apart from those that a trainer spawns of the same seed
+                layers[f"dropout{i}"] = Dropout(dropout, np.random.default_rng(rng.integers(2**63)))
     model = Sequential(layers)
     linear_layers(model)["fc1"].needs_grad_input = False
     return model

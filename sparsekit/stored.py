@@ -6,6 +6,7 @@ from typing import Self
 
 import numpy as np
 
+from sparsekit.checks import require_integer
 from sparsekit.errors import InputError
 from sparsekit.kernels.transpose import TransposedIndex, transposed_index
 
@@ -135,6 +136,8 @@ class StoredMatrix(ABC):
 
     def _product(self, name, operand, rows_in, rows_out, compute, backend, out):
         matrix = self._operand(name, operand, rows_in)
+        if out is not None and np.may_share_memory(out, matrix):
+            raise InputError(f"out must not share memory with {name}")
         result = compute(matrix, backend, self._output(out, (rows_out, matrix.shape[1])))
         return result[:, 0] if np.ndim(operand) == 1 else result
 
@@ -190,6 +193,13 @@ def require_values(values: np.ndarray, ndim: int) -> np.ndarray:
         raise InputError("values must be finite, but they hold NaN or infinity")
     array = np.ascontiguousarray(array)
     return array if array.flags.writeable else array.copy()
+
+
+def require_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    """Return `shape` if it is (n_out, n_in), two integers of at least 1."""
+    if len(shape) != 2:
+        raise InputError(f"shape must be (n_out, n_in), not {tuple(shape)}")
+    return require_integer("n_out", shape[0], 1), require_integer("n_in", shape[1], 1)
 
 
 def frozen(name: str, array: np.ndarray, dtype: np.dtype | type, low: int, high: int) -> np.ndarray:

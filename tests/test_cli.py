@@ -65,14 +65,14 @@ def test_a_users_own_data(tmp_path):
 def test_compare_prints_one_table(tmp_path):
     methods = "dense,srigl:gamma_sal=0"
     done = run(
-        "compare", *QUICK, "--methods", methods, "--sparsities", "0.5,0.8", "--seeds", "0,1",
+        "compare", *QUICK, "--methods", methods, "--sparsities", "0.8", "--seeds", "0,1",
         "--out", "c", "--json", "c.json", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "c.json").read_text())["rows"]
     labels = [(row["label"], row["sparsity"]) for row in rows]
     assert labels == [
-        ("dense", 0.0), ("srigl (gamma_sal=0)", 0.5), ("srigl (gamma_sal=0)", 0.8),
+        ("dense", 0.0), ("srigl (gamma_sal=0)", 0.8),
     ]  # fmt: skip
     for row in rows:
         assert row["seeds"] == [0, 1]
@@ -80,7 +80,7 @@ def test_compare_prints_one_table(tmp_path):
         for batch in (1, 256):
             assert all(row[f"inference_{batch}_{storage}_us"] > 0 for storage in ("stored", "dense", "csr"))
     for row, (label, sparsity) in zip(rows, labels, strict=True):
-        name = f"{label}-{sparsity:g}".replace(" ", "-").replace("(", "").replace(")", "")
+        name = f"{label}-{sparsity}".replace(" (", "-").replace(")", "")
         runs = [sparsekit.load_run(tmp_path / "c" / f"{name}-seed{seed}") for seed in (0, 1)]
         accuracies = [loaded.result["test_accuracy"] for loaded in runs]
         assert row["test_accuracy_mean"] == pytest.approx(np.mean(accuracies))
@@ -96,8 +96,24 @@ def test_compare_prints_one_table(tmp_path):
 def test_compare_hands_on_the_error_of_a_run(tmp_path):
     done = run("compare", *QUICK, "--methods", "dense", "--learning-rate", "1e30", "--out", "c", cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith("sparsekit: error: dense-0-seed0: training diverged at step")
+    assert done.stderr.startswith("sparsekit: error: run dense-0.0-seed0: training diverged at step")
     assert done.stderr.count("\n") == 1
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {"comparison.txt", "dense-0.0-seed0"}
+
+
+def test_compare_takes_what_the_file_says(tmp_path):
+    (tmp_path / "c.toml").write_text('method = "static"\nsparsity = 0.5\nseed = 4\nhidden = [8]\nepochs = 1\n')
+    done = run("compare", "--config", "c.toml", "--out", "c", "--json", "r.json", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert (row["label"], row["sparsity"], row["seeds"]) == ("static", 0.5, [4])
+
+
+def test_overwrite_replaces_a_run(tmp_path):
+    for seed in (0, 1):
+        done = run("train", *QUICK, "--seed", seed, "--out", "x", "--overwrite", "--quiet", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert sparsekit.load_run(tmp_path / "x").config.seed == 1
 
 
 def test_version_and_help(tmp_path):
@@ -134,7 +150,7 @@ def bad_data(tmp_path_factory):
         (["train", "--sparsity", "nan"], "sparsity must be"),
         (["train", "--gamma-sal", "1.5"], "gamma_sal must be a number >= 0 and < 1, not '1.5'"),
         (["train", "--method", "sett"], "did you mean 'set'?"),
-        (["train", "--dataset", "mnits"], "did you mean mnist?"),
+        (["train", "--dataset", "mnits"], "(did you mean 'mnist'?)"),
         (["train", "--dataset", "nowhere.npz"], "nowhere.npz"),
         (["train", "--dense-layers", "conv1"], "dense_layers must be one of fc1, fc2, fc3, not 'conv1'"),
         (["train", "--hidden", "64,0"], "hidden must be integers of at least 1"),
@@ -164,6 +180,11 @@ def bad_data(tmp_path_factory):
         (["compare", "--methods", "srigl,foo"], "method must be one of"),
         (["compare", "--methods", "srigl:gamma=0.1"], "unknown setting 'gamma'"),
         (["compare", "--methods", "srigl:gamma_sal"], "METHOD:setting=value"),
+        (["compare", "--methods", "srigl:sparsity=0.5"], "methods must not set sparsity"),
+        (["compare", "--seeds", "0,0"], "must name each run once"),
+        (["compare", "--dataset", "nowhere.npz"], "nowhere.npz"),
+        (["compare", "--dense-layers", "conv1"], "dense_layers must be one of"),
+        (["train", "--hidden", "10000000000"], "hidden must be integers"),
         (["compare", "--sparsities", "0.5,1"], "sparsity must be a number >= 0 and < 1"),
         (["compare", "--sparsities", "half"], "sparsities must be numbers"),
         (["compare", "--seeds", "0.5"], "seeds must be numbers"),

@@ -34,7 +34,7 @@ ALLOWED = {
         "models", "nn", "optim", "topology", "data", "counting", "config", "figures", "kernels",
         "stored", "csr", "condensed", "dense",
     },
-    "comparison": {"config", "inference", "kernels", "training", "figures"},
+    "comparison": {"config", "data", "inference", "kernels", "training", "figures"},
     "cli": {"config", "training", "comparison"},
     "__main__": {"cli"},
 }  # fmt: skip

@@ -195,3 +195,17 @@ def test_out_is_used_or_refused(storage):
     ):
         with pytest.raises(InputError, match=r"out must be a writeable C-contiguous float32 array \(2, 4\)"):
             matrix.matmul(x, out=wrong)
+
+
+@pytest.mark.parametrize("storage", [CondensedMatrix, CSRMatrix, DenseMatrix])
+def test_out_may_not_overlap_the_operand(storage):
+    matrix = storage.from_mask(np.ones((3, 3), dtype=bool))
+    x = np.ones((3, 2), np.float32)
+    with pytest.raises(InputError, match="out must not share memory with x"):
+        matrix.matmul(x, out=x)
+
+
+def test_from_dense_takes_lists():
+    mask = np.array([[True, False], [False, True]])
+    for storage in (CondensedMatrix, CSRMatrix):
+        np.testing.assert_array_equal(storage.from_dense([[1.0, 0.0], [0.0, 2.0]], mask).values.ravel(), [1, 2])

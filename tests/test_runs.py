@@ -1,6 +1,9 @@
 """Run folders and model files: what is written is read back, what is damaged is refused by name."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 
 from sparsekit import InputError, load_dataset, load_run, models
 from sparsekit.config import make_config, read_toml
+from sparsekit.errors import DivergedError
 from sparsekit.training.checkpoint import load_model, save_model
 from sparsekit.training.run import train_run
 
@@ -155,6 +159,9 @@ def test_configuration_round_trip(tmp_path):
         ({"spasity": 0.9}, r"unknown setting 'spasity' \(did you mean 'sparsity'\?\)"),
         ({"zzz": 1}, "unknown setting 'zzz'$"),
         ({"nesterov": "perhaps"}, "nesterov must be a boolean, not 'perhaps'"),
+        ({"epochs": True}, "epochs must be an integer >= 1, not True"),
+        ({"sparsity": False}, "sparsity must be a number >= 0 and < 1, not False"),
+        ({"hidden": [10**20]}, "hidden must be integers"),
         ({"compat": "authors"}, "compat must be one of official, not 'authors'"),
     ],
 )
@@ -173,3 +180,69 @@ def test_toml_files_are_refused_by_name(tmp_path):
     (tmp_path / "table.toml").write_text("[training]\nepochs = 3")
     with pytest.raises(InputError, match=r"has a table \[training\]"):
         read_toml(tmp_path / "table.toml")
+
+
+def test_a_folder_with_something_else_beside_a_run_is_left_alone(tmp_path):
+    """A config.toml does not make somebody's project a run."""
+    (tmp_path / "project").mkdir()
+    for name in ("config.toml", "thesis.txt"):
+        (tmp_path / "project" / name).write_text("mine")
+    with pytest.raises(InputError, match="project exists and is not a run: it holds 'thesis.txt'"):
+        train_run(make_config(SMALL), tmp_path / "project", overwrite=True, progress=False)
+    assert {path.name for path in (tmp_path / "project").iterdir()} == {"config.toml", "thesis.txt"}
+
+
+def test_an_overwrite_that_fails_gives_the_old_run_back(tmp_path):
+    folder = tmp_path / "run"
+    train_run(make_config(SMALL, {"epochs": 1}), folder, progress=False)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    bad = make_config(SMALL, {"learning_rate": 1e30})
+    with pytest.raises(DivergedError):
+        train_run(bad, folder, overwrite=True, progress=False)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    with pytest.raises(InputError, match="batch_size must be at most"):
+        train_run(make_config(SMALL, {"batch_size": 10**6}), folder, overwrite=True, progress=False)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_an_overwrite_that_is_killed_loses_nothing(tmp_path):
+    folder = tmp_path / "run"
+    train_run(make_config(SMALL, {"epochs": 1}), folder, progress=False)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    code = (
+        "import os, signal, sparsekit\n"
+        "from sparsekit.config import make_config\n"
+        "from sparsekit.training import run\n"
+        "run._save = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"run.train_run(make_config({SMALL!r}), {str(folder)!r}, overwrite=True, progress=False)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    assert {path.name: path.read_bytes() for path in (folder / ".replaced").iterdir()} == before
+    with pytest.raises(InputError, match="holds a run already"):
+        train_run(make_config(SMALL), folder, progress=False)
+    with pytest.raises(DivergedError):
+        train_run(make_config(SMALL, {"learning_rate": 1e30}), folder, overwrite=True, progress=False)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    train_run(make_config(SMALL, {"seed": 5}), folder, overwrite=True, progress=False)
+    assert load_run(folder).config.seed == 5
+    assert not (folder / ".replaced").exists()
+
+
+def test_a_run_can_be_written_to_the_current_folder_or_a_link(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for _ in range(2):
+        train_run(make_config(SMALL, {"epochs": 1}), tmp_path / "link", overwrite=True, progress=False)
+    assert (tmp_path / "link").is_symlink()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for _ in range(2):
+        train_run(make_config(SMALL, {"epochs": 1}), ".", overwrite=True, progress=False)
+    assert load_run(".").config.epochs == 1
+
+
+def test_static_runs_hold_no_index_they_do_not_need(tmp_path):
+    run = train_run(make_config(SMALL, {"method": "static", "hidden": [16, 16]}), tmp_path / "run", progress=False)
+    layers = models.linear_layers(run.model)
+    assert "transposed" not in vars(layers["fc1"].matrix)
+    assert "transposed" in vars(layers["fc2"].matrix)

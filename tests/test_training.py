@@ -159,6 +159,7 @@ def test_stored_sparse_training_equals_masked_dense_training(method, make_optimi
     for name, layer in models.linear_layers(trainer.model).items():
         np.testing.assert_allclose(layer.matrix.to_dense(), weights[name] * masks[name], atol=1e-9)
     assert any(update.grown.any() for _, _, update in log.updates)
+    assert method != "srigl" or any(update.ablated.any() for _, _, update in log.updates)
 
 
 def _masked_training(data, weights, masks, updates, trainer) -> list[float]:
@@ -363,3 +364,98 @@ def test_weights_held_in_training_are_small():
     for layer in models.linear_layers(sparse.model).values():
         by_hand += layer.matrix.held_nbytes + layer.weight.grad.nbytes + layer.weight.state["velocity"].nbytes
     assert counting.weight_bytes(sparse.model)["total"] == by_hand
+
+
+def test_fit_is_called_once():
+    trainer = build("srigl", epochs=1)
+    trainer.fit(blobs())
+    with pytest.raises(InputError, match="fit must be called once, but this trainer has taken 12 steps"):
+        trainer.fit(blobs())
+
+
+def test_stepping_by_hand_equals_fit():
+    data = blobs()
+    fitted, stepped = build("srigl", epochs=1), build("srigl", epochs=1)
+    with pytest.raises(InputError, match="train_step must follow fit or prepare"):
+        stepped.train_step(data.x_train.T, data.y_train)
+    fitted.fit(data)
+    for x, y in stepped.prepare(data):
+        stepped.train_step(x, y)
+    for name, layer in models.linear_layers(stepped.model).items():
+        np.testing.assert_array_equal(
+            layer.matrix.to_dense(), models.linear_layers(fitted.model)[name].matrix.to_dense()
+        )
+
+
+def test_dropout_and_batches_draw_from_streams_of_their_own():
+    model = models.mlp((12, 24, 16, 4), dropout=0.1, rng=0)
+    trainer = Trainer(model, seed=0, progress=False)
+    streams = [trainer.batch_rng, trainer.topology_rng, model.layers["dropout1"].rng, model.layers["dropout2"].rng]
+    assert len({str(stream.bit_generator.state) for stream in streams}) == 4
+
+
+@pytest.mark.parametrize("method", ["srigl", "rigl", "set", "static"])
+def test_weights_that_overflow_in_an_update_step_are_reported(method):
+    trainer = build(method, learning_rate=LearningRate(1e39, "constant"), delta_t=1)
+    with pytest.raises(
+        DivergedError, match=r"diverged at step 1: a weight of layer 'fc1' is not finite; .* 1e\+39"
+    ):
+        trainer.fit(blobs())
+
+
+def test_a_loss_that_overflows_in_validation_is_reported():
+    trainer = build("dense", epochs=1, batch_size=90, learning_rate=LearningRate(1e20, "constant"))
+    with pytest.raises(DivergedError, match="diverged at step 1: "):
+        trainer.fit(blobs().with_validation(0.25, np.random.default_rng(0)))
+
+
+def test_only_one_dense_gradient_lives_at_a_time():
+    import weakref
+
+    alive = []
+
+    class Spy(SRigL):
+        def update(self, weight, mask, grad, drop_fraction, **options):
+            assert all(reference() is None for reference in alive)
+            alive.append(weakref.ref(grad))
+            return super().update(weight, mask, grad, drop_fraction, **options)
+
+    trainer = build("srigl")
+    trainer.topology = Spy()
+    trainer.fit(blobs())
+    assert len(alive) == 7 * len(trainer.layers)
+
+
+def test_no_activation_is_held_after_training():
+    model = models.mlp((12, 24, 16, 4), sparsity=0.7, batch_norm=True, activation="gelu")
+    Trainer(model, topology=SRigL(), epochs=1, batch_size=10, progress=False).fit(blobs())
+    held = [
+        (name, attribute)
+        for name, module in model.named_modules()
+        for attribute, value in vars(module).items()
+        if isinstance(value, np.ndarray) and value.ndim == 2 and value.shape[1] == 10
+    ]
+    assert held == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"topology": "srigl"}, r"topology must be a method such as SRigL\(\), or None, not 'srigl'"),
+        ({"learning_rate": 0}, "initial must be greater than 0"),
+    ],
+)
+def test_trainer_refuses_what_is_no_method_or_rate(options, message):
+    with pytest.raises(InputError, match=message):
+        Trainer(models.mlp((12, 8, 4)), **options)
+
+
+def test_batch_norm_needs_batches_of_two():
+    model = models.mlp((12, 8, 4), batch_norm=True)
+    with pytest.raises(InputError, match="batch_size must be at least 2 with batch normalisation, not 1"):
+        Trainer(model, batch_size=1, progress=False).fit(blobs())
+
+
+def test_an_empty_history_cannot_be_plotted():
+    with pytest.raises(InputError, match="history must have at least one row"):
+        History().plot()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
+from sparsekit.checks import require_integer, require_rng
 from sparsekit.errors import InputError
 
 _TABLE = "(n, features)"
@@ -20,8 +21,7 @@ class Standardization:
 
     Parameters
     ----------
-    mean, std : float64 arrays, both (features,) or both (channels, 1, 1)
-        They broadcast over one sample; every std is positive.
+    mean, std : float64, both (features,) or both (channels, 1, 1); they broadcast over one sample
 
     Raises
     ------
@@ -35,8 +35,8 @@ class Standardization:
     def __post_init__(self) -> None:
         mean, std = np.asarray(self.mean, dtype=np.float64), np.asarray(self.std, dtype=np.float64)
         if mean.shape != std.shape or not (mean.ndim == 1 or (mean.ndim == 3 and mean.shape[1:] == (1, 1))):
-            expected = "both must be (features,) or (channels, 1, 1)"
-            raise InputError(f"mean has shape {mean.shape} and std {std.shape}, but {expected}")
+            expected = "both have shape (features,) or both (channels, 1, 1)"
+            raise InputError(f"mean and std must {expected}, not {mean.shape} and {std.shape}")
         if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
             raise InputError("mean and std must be finite, and std positive")
         object.__setattr__(self, "mean", mean)  # the dataclass is frozen
@@ -59,7 +59,7 @@ class Standardization:
             If `x` has another shape or no sample.
         """
         if x.ndim not in (2, 4) or len(x) == 0:
-            raise InputError(f"x has shape {x.shape}, but expected {_TABLE} or {_IMAGES}")
+            raise InputError(f"x must have shape {_TABLE} or {_IMAGES} with n > 0, not {x.shape}")
         axes = (0, *range(2, x.ndim))
         n_values = x.size // x.shape[1]
         mean = sum(part.sum(axis=axes, keepdims=True) for part in _float64_chunks(x)) / n_values
@@ -81,8 +81,7 @@ class Standardization:
 
         Returns
         -------
-        array (*sample_shape, n) of `dtype`
-            C-contiguous and newly allocated.
+        array (*sample_shape, n) of `dtype`, C-contiguous and newly allocated
 
         Raises
         ------
@@ -92,7 +91,7 @@ class Standardization:
         dtype = _float_dtype(dtype)
         if x.ndim != self.mean.ndim + 1 or x.shape[1] != len(self.mean):
             expected = _TABLE if self.mean.ndim == 1 else _IMAGES
-            raise InputError(f"x has shape {x.shape}, but expected {expected}, second size {len(self.mean)}")
+            raise InputError(f"x must have shape {expected}, second size {len(self.mean)}, not {x.shape}")
         mean = self.mean[..., np.newaxis].astype(dtype)
         scale = (1.0 / self.std[..., np.newaxis]).astype(dtype)
         # Transposing first moves single bytes where x is uint8, a quarter of the float32 it becomes.
@@ -112,14 +111,11 @@ class BatchLoader:
     ----------
     x : array (n, *sample_shape)
     y : int64 array (n,)
-    batch_size : int
-        Samples per batch; the last batch of a pass has what is left.
-    standardization : Standardization
+    batch_size : samples per batch; the last batch of a pass has what is left
+    standardization : what each batch goes through
     dtype : float32 or float64
-    rng : numpy.random.Generator, optional
-        Each pass takes one fresh permutation from it, at its first batch. None: the order of `x`.
-    drop_last : bool
-        Leave an incomplete last batch out.
+    rng : each pass takes one fresh permutation from it, at its first batch; None: the order of `x`
+    drop_last : whether to leave an incomplete last batch out
 
     Raises
     ------
@@ -139,18 +135,15 @@ class BatchLoader:
         drop_last: bool = False,
     ) -> None:
         if len(x) == 0 or np.shape(y) != (len(x),):
-            raise InputError(f"x has shape {x.shape} and y {np.shape(y)}, but each sample needs one label")
-        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise InputError(f"batch_size is {batch_size!r}, but must be a whole number of at least 1")
-        if drop_last and batch_size > len(x):
-            raise InputError(f"batch_size is {batch_size}, but there are only {len(x)} samples")
-        if rng is not None and not isinstance(rng, np.random.Generator):
-            raise InputError(f"rng must be a numpy.random.Generator or None, not {type(rng).__name__}")
+            expected = "x and y must have shapes (n, *sample_shape) and (n,) with n > 0"
+            raise InputError(f"{expected}, not {x.shape} and {np.shape(y)}")
         self._x, self._y = x, y
-        self._batch_size = int(batch_size)
+        self._batch_size = require_integer("batch_size", batch_size, 1)
+        if drop_last and self._batch_size > len(x):
+            raise InputError(f"batch_size must be at most {len(x)}, the samples, with drop_last, not {batch_size}")
         self._standardization = standardization
         self._dtype = _float_dtype(dtype)
-        self._rng = rng
+        self._rng = None if rng is None else require_rng("rng", rng)
         self._drop_last = drop_last
 
     def __len__(self) -> int:
@@ -168,7 +161,7 @@ class BatchLoader:
 def _float_dtype(dtype: DTypeLike) -> np.dtype:
     dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
-        raise InputError(f"dtype is {dtype}, but must be float32 or float64")
+        raise InputError(f"dtype must be float32 or float64, not {dtype}")
     return dtype
 
 

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Real
 
 import numpy as np
 
+from sparsekit.checks import require_fraction
 from sparsekit.data.splits import stratified_split
 from sparsekit.errors import InputError
 
@@ -17,13 +17,11 @@ class Dataset:
 
     Parameters
     ----------
-    name : str
-    x_train, x_test, x_validation : uint8 or float32 arrays (n, features) or (n, channels, height, width)
-        Samples first. Any other numeric dtype is converted to float32.
-    y_train, y_test, y_validation : int64 arrays (n,)
-        Labels in [0, n_classes). Any other integer dtype is converted to int64.
-    class_names : sequence of str
-        At least two; kept as a tuple.
+    name : what messages and results call it
+    x_train, x_test, x_validation : uint8 or float32 (n, features) or (n, channels, height, width), samples
+        first; any other numeric dtype is converted to float32
+    y_train, y_test, y_validation : int64 (n,), labels in [0, n_classes); any other integer dtype is converted
+    class_names : at least two; kept as a tuple
 
     Raises
     ------
@@ -51,7 +49,7 @@ class Dataset:
         self._set("x_train", _numbers(self.x_train, "x_train"))
         if self.x_train.ndim not in (2, 4) or self.n_features == 0:
             expected = "(n, features) or (n, channels, height, width) without a size 0"
-            raise InputError(f"x_train has shape {self.x_train.shape}, but expected {expected}")
+            raise InputError(f"x_train must have shape {expected}, not {self.x_train.shape}")
         for part in ("train", "test") if self.x_validation is None else ("train", "test", "validation"):
             x = finite_samples(getattr(self, f"x_{part}"), self.sample_shape, f"x_{part}")
             self._set(f"x_{part}", x)
@@ -79,23 +77,20 @@ class Dataset:
 
         Parameters
         ----------
-        fraction : float in [0, 1)
-            Part of the training samples to move, rounded to whole samples; 0 moves nothing. Every class keeps
-            at least one training sample.
-        rng : numpy.random.Generator
+        fraction : in [0, 1), part of the training samples to move, rounded to whole samples; 0 moves nothing
+            and every class keeps at least one training sample
+        rng : random source of the samples to move
 
         Returns
         -------
-        Dataset
-            A new one (this one where `fraction` is 0); the order of the samples is kept in both parts.
+        a new data set (this one where `fraction` is 0); the order of the samples is kept in both parts
 
         Raises
         ------
         InputError
             If `fraction` is out of range or gives no sample, or if there is a validation set already.
         """
-        if not isinstance(fraction, Real) or not 0 <= fraction < 1:
-            raise InputError(f"validation fraction is {fraction!r}, but must be a number in [0, 1)")
+        fraction = require_fraction("validation fraction", fraction, high_open=True)
         if fraction == 0:
             return self
         if self.x_validation is not None:
@@ -103,7 +98,9 @@ class Dataset:
         n = len(self.x_train)
         train, validation = stratified_split(self.y_train, min(int(fraction * n + 0.5), n - 1), rng)
         if len(validation) == 0:
-            raise InputError(f"validation fraction {fraction} of {n} training samples gives no sample")
+            raise InputError(
+                f"validation fraction must be 0 or give at least 1 of the {n} training samples, not {fraction}"
+            )
         return replace(
             self,
             x_train=self.x_train[train],
@@ -118,17 +115,15 @@ def as_samples(x: object, sample_shape: Sequence[int], name: str = "x") -> np.nd
 
     Parameters
     ----------
-    x : array-like (n, *sample_shape), (n, features), or (n, height, width) where there is one channel
-        The leading axis is always that of the batch: an array (1, height, width) is a batch of one image.
-    sample_shape : sequence of int
-        ``(features,)`` or ``(channels, height, width)``.
-    name : str
-        What the error messages call `x`.
+    x : array-like (n, *sample_shape), (n, features), or (n, height, width) where there is one channel; the
+        leading axis is always that of the batch: an array (1, height, width) is a batch of one image
+    sample_shape : ``(features,)`` or ``(channels, height, width)``
+    name : what the error messages call `x`
 
     Returns
     -------
-    uint8 or float32 array (n, *sample_shape)
-        uint8 stays uint8, any other numeric dtype becomes float32. Not a copy where none is needed.
+    array (n, *sample_shape); uint8 stays uint8, any other numeric dtype becomes float32; not a copy where none
+    is needed
 
     Raises
     ------
@@ -142,9 +137,9 @@ def as_samples(x: object, sample_shape: Sequence[int], name: str = "x") -> np.nd
     if len(shape) > 1:
         allowed.append((math.prod(shape),))
     if array.shape[1:] not in allowed:
-        expected = " or ".join("(n, " + ", ".join(map(str, one)) + ")" for one in allowed)
-        hint = "; one sample alone needs a batch axis: x[np.newaxis]" if array.shape in allowed else ""
-        raise InputError(f"{name} has shape {array.shape}, but expected {expected}{hint}")
+        expected = " or ".join(map(_batch_of, allowed))
+        hint = f" (one sample alone needs a batch axis: {name}[np.newaxis])" if array.shape in allowed else ""
+        raise InputError(f"{name} must have shape {expected}, not {array.shape}{hint}")
     return finite_samples(array.reshape(len(array), *shape), shape, name)
 
 
@@ -152,13 +147,17 @@ def finite_samples(x: object, sample_shape: tuple[int, ...], name: str) -> np.nd
     """`x` as a uint8 or float32 array (n, *sample_shape), n > 0, all finite; anything else is refused."""
     array = _numbers(x, name)
     if array.ndim == 0 or array.shape[1:] != sample_shape:
-        raise InputError(f"{name} has shape {array.shape}, but its samples must have shape {sample_shape}")
+        raise InputError(f"{name} must have shape {_batch_of(sample_shape)}, not {array.shape}")
     if len(array) == 0:
-        raise InputError(f"{name} is empty: at least one sample is needed")
+        raise InputError(f"{name} must have at least 1 sample, not 0")
     if array.dtype == np.float32 and not (finite := np.isfinite(array)).all():
         bad = int(np.argmin(finite.reshape(len(array), -1).all(axis=1)))
         raise InputError(f"{name} must be finite in float32, but sample {bad} has a NaN or infinite value")
     return array
+
+
+def _batch_of(sample_shape: tuple[int, ...]) -> str:
+    return f"(n, {', '.join(map(str, sample_shape))})"
 
 
 def _numbers(x: object, name: str) -> np.ndarray:
@@ -166,9 +165,9 @@ def _numbers(x: object, name: str) -> np.ndarray:
         array = np.asarray(x)
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{name} cannot be made one array of numbers: {reason}") from error
+        raise InputError(f"{name} must be an array of real numbers, not {type(x).__name__}: {reason}") from error
     if array.dtype.kind not in "biuf":
-        raise InputError(f"{name} has dtype {array.dtype}, but must hold real numbers")
+        raise InputError(f"{name} must be real numbers, not {array.dtype}")
     if array.dtype == np.uint8:
         return array
     with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, and is refused
@@ -179,11 +178,11 @@ def _labels(y: object, n: int, n_classes: int, name: str) -> np.ndarray:
     """int64 array (n,) with values in [0, n_classes)."""
     labels = np.asarray(y)
     if labels.dtype.kind not in "iu":
-        raise InputError(f"{name} has dtype {labels.dtype}, but labels must be integers")
+        raise InputError(f"{name} must be integers, not {labels.dtype}")
     if labels.shape != (n,):
-        raise InputError(f"{name} has shape {labels.shape}, but expected ({n},), one label per sample")
+        raise InputError(f"{name} must have shape ({n},), one label per sample, not {labels.shape}")
     outside = (labels < 0) | (labels >= n_classes)
     if outside.any():
         bad = int(np.argmax(outside))
-        raise InputError(f"{name}[{bad}] is {labels[bad]}, but labels must be in [0, {n_classes})")
+        raise InputError(f"{name}[{bad}] must lie in [0, {n_classes}), not {labels[bad]}")
     return labels.astype(np.int64, copy=False)

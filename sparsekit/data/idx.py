@@ -26,12 +26,11 @@ def read_idx(path: str | Path) -> np.ndarray:
 
     Parameters
     ----------
-    path : str or Path
+    path : of the file
 
     Returns
     -------
-    uint8 array
-        Of the shape in the header.
+    uint8 array of the shape in the header
 
     Raises
     ------
@@ -66,7 +65,7 @@ def _read_shape(stream: BinaryIO, path: Path) -> tuple[int, ...]:
         raise InputError(f"{path} is not an IDX file of unsigned bytes: it starts with {magic!r}")
     n_dimensions = magic[3]
     if not 1 <= n_dimensions <= _MAX_DIMENSIONS:
-        raise InputError(f"{path} has {n_dimensions} dimensions, but 1 to {_MAX_DIMENSIONS} are allowed")
+        raise InputError(f"{path} must have 1 to {_MAX_DIMENSIONS} dimensions, not {n_dimensions}")
     sizes = _read_at_most(stream, 4 * n_dimensions)
     if len(sizes) < 4 * n_dimensions:
         raise InputError(f"{path} is truncated: it ends within the sizes of its {n_dimensions} dimensions")

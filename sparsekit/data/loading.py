@@ -1,11 +1,11 @@
 """The data sets known by name, and the way from a name to a `Dataset`."""
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sparsekit.checks import nearest
 from sparsekit.data.dataset import Dataset
 from sparsekit.data.idx import read_idx
 from sparsekit.data.npz import read_npz
@@ -39,7 +39,8 @@ def load_dataset(
 
     Parameters
     ----------
-    name_or_npz : str or Path
+    name_or_npz : one of
+
         * ``"digits"``: 1797 images (1, 8, 8) uint8 with values 0 to 16, from scikit-learn. It has no official
           test set: here 360 stratified samples, drawn with ``numpy.random.default_rng(0)``, are the test set
           and the other 1437 the training set, the same in every run.
@@ -47,10 +48,8 @@ def load_dataset(
           environment variable SPARSEKIT_DATA names, the user's cache, or the network (see
           `sparsekit.data.sources`).
         * a path that ends in ``.npz`` (see `sparsekit.data.npz.read_npz`).
-    validation : float in [0, 1)
-        Part of the training set to move to the validation set (`Dataset.with_validation`).
-    rng : numpy.random.Generator, optional
-        Draws the validation set; ``numpy.random.default_rng(0)`` if None.
+    validation : in [0, 1), part of the training set to move to the validation set (`Dataset.with_validation`)
+    rng : random source of the validation set; ``numpy.random.default_rng(0)`` if None
 
     Raises
     ------
@@ -67,14 +66,10 @@ def load_dataset(
     elif name == "fashion-mnist":
         dataset = _load_idx(name, _FASHION_NAMES)
     else:
-        raise InputError(_unknown(name))
+        names = ", ".join(DATASETS)
+        hint = nearest(name, DATASETS)
+        raise InputError(f"dataset must be one of {names} or a path ending in .npz, not {name!r}{hint}")
     return dataset.with_validation(validation, np.random.default_rng(0) if rng is None else rng)
-
-
-def _unknown(name: str) -> str:
-    nearest = get_close_matches(name.lower(), DATASETS, n=1, cutoff=0.4)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    return f"dataset {name!r} is unknown: expected {', '.join(DATASETS)} or a path ending in .npz{hint}"
 
 
 def _load_digits() -> Dataset:

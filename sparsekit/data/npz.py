@@ -19,8 +19,7 @@ def read_npz(path: str | Path) -> Dataset:
 
     Parameters
     ----------
-    path : str or Path
-        The file holds
+    path : of a file that holds
 
         * ``x`` (n, features), (n, height, width) or (n, channels, height, width): uint8 stays uint8, any
           other numeric dtype becomes float32; images without channels get one.
@@ -34,8 +33,7 @@ def read_npz(path: str | Path) -> Dataset:
 
     Returns
     -------
-    Dataset
-        Named after the file.
+    a data set named after the file
 
     Raises
     ------
@@ -80,7 +78,7 @@ def _build(name: str, arrays: dict[str, np.ndarray]) -> Dataset:
         raise InputError("x_test and y_test must be given together")
     x, y = _samples(arrays["x"], "x"), _whole_numbers(arrays["y"], "y")
     if y.shape != (len(x),):
-        raise InputError(f"y has shape {y.shape}, but expected ({len(x)},), one label per sample of x")
+        raise InputError(f"y must have shape ({len(x)},), one label per sample of x, not {y.shape}")
     names = _class_names(arrays.get("class_names"), y)
     if "x_test" in arrays:
         x_test, y_test = _samples(arrays["x_test"], "x_test"), _whole_numbers(arrays["y_test"], "y_test")
@@ -97,7 +95,7 @@ def _samples(x: np.ndarray, name: str) -> np.ndarray:
     """Checked here, under the name and with the positions that the file has."""
     if x.ndim not in (2, 3, 4):
         expected = "(n, features), (n, height, width) or (n, channels, height, width)"
-        raise InputError(f"{name} has shape {x.shape}, but expected {expected}")
+        raise InputError(f"{name} must have shape {expected}, not {x.shape}")
     x = x[:, np.newaxis] if x.ndim == 3 else x
     return finite_samples(x, x.shape[1:], name)
 
@@ -107,26 +105,26 @@ def _whole_numbers(y: np.ndarray, name: str) -> np.ndarray:
     if y.dtype.kind in "iu":
         return y
     if y.dtype.kind != "f":
-        raise InputError(f"{name} has dtype {y.dtype}, but labels must be whole numbers")
+        raise InputError(f"{name} must be whole numbers, not {y.dtype}")
     with np.errstate(over="ignore", invalid="ignore"):  # what such values become is refused below
         values = y.astype(np.float64)
         whole = (np.trunc(values) == values) & (np.abs(values) < 2**53)
     if not whole.all():
-        raise InputError(f"{name} has {values[~whole][0]}, but labels must be whole numbers")
+        raise InputError(f"{name} must be whole numbers, not {values[~whole][0]}")
     return values.astype(np.int64)
 
 
 def _class_names(given: np.ndarray | None, y: np.ndarray) -> tuple[str, ...]:
     """Names of the classes, after a check that the labels are those classes, each of them with a sample."""
     if given is not None and (given.dtype.kind != "U" or given.ndim != 1):
-        raise InputError(f"class_names is {given.dtype} of shape {given.shape}, but must be a row of strings")
+        raise InputError(f"class_names must be a row of strings, not {given.dtype} of shape {given.shape}")
     present = np.unique(y)  # not a count per label: one mistaken label may be as large as 2**63
     n_classes = int(present[-1]) + 1 if given is None else len(given)
     for label in (present[0], present[-1]):
         if not 0 <= label < n_classes:
-            raise InputError(f"y[{np.argmax(y == label)}] is {label}, but labels must be in [0, {n_classes})")
+            raise InputError(f"y[{np.argmax(y == label)}] must lie in [0, {n_classes}), not {label}")
     if len(present) < n_classes:
         gaps = np.flatnonzero(present != np.arange(len(present)))
         absent = gaps[0] if len(gaps) else len(present)
-        raise InputError(f"y has no sample of class {absent}, but each of its {n_classes} classes needs one")
+        raise InputError(f"y must have samples of all its {n_classes} classes, but has none of class {absent}")
     return tuple(map(str, range(n_classes) if given is None else given))

@@ -61,15 +61,12 @@ def locate(dataset_name: str, file: str) -> Path:
 
     Parameters
     ----------
-    dataset_name : str
-        A key of `SOURCES`.
-    file : str
-        A file name in that entry.
+    dataset_name : a key of `SOURCES`
+    file : a file name in that entry
 
     Returns
     -------
-    Path
-        Of a file whose SHA-256 has been verified.
+    path of a file whose SHA-256 has been verified
 
     Raises
     ------

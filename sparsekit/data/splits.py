@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sparsekit.errors import InputError
+from sparsekit.checks import require_integer, require_rng
 
 
 def stratified_split(y: np.ndarray, n_picked: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -14,26 +14,21 @@ def stratified_split(y: np.ndarray, n_picked: int, rng: np.random.Generator) -> 
 
     Parameters
     ----------
-    y : int array (n,)
-        Labels.
-    n_picked : int
-        How many samples to pick, 0 <= n_picked < n.
-    rng : numpy.random.Generator
+    y : int array (n,) of labels, n > 0
+    n_picked : how many samples to pick, 0 <= n_picked < n
+    rng : random source of the picks
 
     Returns
     -------
-    left, picked : int64 arrays
-        Ascending positions in `y`; together they hold each position once.
+    left, picked : int64 arrays of ascending positions in `y`; together they hold each position once
 
     Raises
     ------
     InputError
-        If `n_picked` is outside [0, n) or `rng` is not a Generator.
+        If `n_picked` is not an integer in [0, n) or `rng` is not a Generator.
     """
-    if not isinstance(rng, np.random.Generator):
-        raise InputError(f"rng must be a numpy.random.Generator, not {type(rng).__name__}")
-    if not 0 <= n_picked < len(y):
-        raise InputError(f"n_picked is {n_picked}, but must be in [0, {len(y)}), the number of samples")
+    rng = require_rng("rng", rng)
+    n_picked = require_integer("n_picked", n_picked, 0, len(y) - 1)
     classes, counts = np.unique(y, return_counts=True)
     picked = [
         rng.permutation(np.flatnonzero(y == label))[:share]

@@ -10,9 +10,10 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 from sparsekit.checks import require_integer
 
 
-def available_threads() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def default_threads() -> int:
+    """Processors this process may use, or fewer where Numba was limited to fewer."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(processors, _numba_limit())
 
 
 @contextmanager
@@ -25,10 +26,8 @@ def thread_limit(threads: int) -> Iterator[None]:
         If `threads` is not between 1 and Numba's own limit, the number of processors it found at import.
     """
     import numba
-    import numba.core.config
 
-    limit: int = numba.core.config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
-    threads = require_integer("threads", threads, 1, limit)
+    threads = require_integer("threads", threads, 1, _numba_limit())
     before = numba.get_num_threads()
     numba.set_num_threads(threads)
     try:
@@ -36,6 +35,12 @@ def thread_limit(threads: int) -> Iterator[None]:
             yield
     finally:
         numba.set_num_threads(before)
+
+
+def _numba_limit() -> int:
+    from numba.core import config
+
+    return config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextmanager

@@ -19,7 +19,9 @@ class ReLU(Module):
         return y
 
     def backward(self, grad_output):
-        return grad_output * (remembered(self._output) > 0)
+        active = remembered(self._output) > 0
+        self._output = None
+        return grad_output * active
 
 
 class GELU(Module):
@@ -36,7 +38,7 @@ class GELU(Module):
         return x * _normal_cdf(x)
 
     def backward(self, grad_output):
-        x = remembered(self._input)
+        x, self._input = remembered(self._input), None
         density = np.exp(-0.5 * x * x) * x.dtype.type(1 / math.sqrt(2 * math.pi))
         return grad_output * (_normal_cdf(x) + x * density)
 

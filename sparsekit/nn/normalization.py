@@ -40,6 +40,7 @@ class BatchNorm(Module):
 
     def forward(self, x, training=False):
         if not training:
+            self._normalized = None
             return (
                 self.weight.values * self._normalize(x, self.running_mean, self.running_var)[0] + self.bias.values
             )
@@ -54,7 +55,7 @@ class BatchNorm(Module):
         return self.weight.values * self._normalized + self.bias.values
 
     def backward(self, grad_output):
-        z = remembered(self._normalized)
+        z, self._normalized = remembered(self._normalized), None
         self.weight.grad = (grad_output * z).sum(axis=1, keepdims=True)
         self.bias.grad = grad_output.sum(axis=1, keepdims=True)
         batch = grad_output.shape[1]

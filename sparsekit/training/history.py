@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsekit.atomic import write_text
+from sparsekit.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,6 +56,8 @@ class History:
 
     def plot(self) -> "Figure":
         """A figure of loss, accuracy and the sparse layers' active neurons over the epochs."""
+        if not self.rows:
+            raise InputError("history must have at least one row to be plotted, not none")
         from sparsekit.figures import history_figure
 
         return history_figure(self)

@@ -1,11 +1,10 @@
 """Runs: a configuration becomes a trained network in a folder, and a folder becomes a network again.
 
 A run folder holds config.toml, history.csv (rewritten after every epoch), model.safetensors, result.json and
-the figures history.png and topology.png. config.toml marks a folder as a run.
+the figures history.png and topology.png.
 """
 
 import json
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from sparsekit.atomic import atomic_path, write_text
 from sparsekit.config import RunConfig, make_config, read_toml
 from sparsekit.data import Dataset, Standardization, load_dataset
 from sparsekit.errors import InputError
-from sparsekit.kernels.threads import available_threads, thread_limit
+from sparsekit.kernels.threads import default_threads, thread_limit
 from sparsekit.models import linear_layers, mlp
 from sparsekit.nn import Sequential
 from sparsekit.optim import SGD, AdamW, LearningRate, Optimizer
@@ -26,6 +25,16 @@ from sparsekit.topology import SET, RigL, SRigL, Static, TopologyMethod
 from sparsekit.training.callbacks import Callback
 from sparsekit.training.checkpoint import load_model, save_model
 from sparsekit.training.classifier import Classifier
+from sparsekit.training.folder import (
+    CONFIG,
+    FIGURES,
+    HISTORY,
+    MODEL,
+    RESULT,
+    check_folder,
+    make_folder,
+    replacing,
+)
 from sparsekit.training.history import History
 from sparsekit.training.trainer import Trainer
 
@@ -68,12 +77,12 @@ def train_run(config: RunConfig, folder: str | Path, *, overwrite: bool = False,
     model = build_model(config, dataset)
     check_folder(folder, overwrite=overwrite)
     trainer = build_trainer(config, model, progress=progress, callbacks=[_FolderWriter(folder, config)])
-    with thread_limit(config.threads or available_threads()):
+    with thread_limit(config.threads or default_threads()), replacing(folder):
         compile_seconds = _compile_kernels(model, config.batch_size)
         history = trainer.fit(dataset)
         result = _result(config, trainer, dataset) | {"compile_seconds": compile_seconds}
-    run = Run(config, history, result, trainer.classifier)
-    _save(run, folder, dataset)
+        run = Run(config, history, result, trainer.classifier)
+        _save(run, folder, dataset)
     return run
 
 
@@ -86,19 +95,19 @@ def load_run(path: str | Path) -> Run:
         If the folder is not a finished run, or a file in it is damaged.
     """
     folder = Path(path)
-    if not (folder / "config.toml").is_file():
+    if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} is not a run: it has no config.toml")
-    if not (folder / "result.json").is_file():
+    if not (folder / RESULT).is_file():
         raise InputError(f"{folder} is a run that did not finish: it has no result.json")
-    config = make_config(read_toml(folder / "config.toml"))
+    config = make_config(read_toml(folder / CONFIG))
     try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         sample_shape, n_classes = tuple(result["sample_shape"]), int(result["n_classes"])
-        history = History.load(folder / "history.csv")
+        history = History.load(folder / HISTORY)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} has a damaged result.json or history.csv: {error}") from None
     model = _build_mlp(config, int(np.prod(sample_shape)), n_classes)
-    extra = load_model(folder / "model.safetensors", model)
+    extra = load_model(folder / MODEL, model)
     standardization = Standardization(extra["mean"], extra["std"])
     return Run(config, history, result, Classifier(model, standardization, sample_shape, np.dtype(config.dtype)))
 
@@ -153,24 +162,6 @@ def build_trainer(
     )
 
 
-def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that would lose something: any that is not a run, and a run unless `overwrite`."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not (folder / "config.toml").is_file():
-        raise InputError(f"out {folder} exists and is not a run; name a new folder")
-    if not overwrite:
-        raise InputError(f"out {folder} holds a run already; name a new folder or pass --overwrite")
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and its parents; an error in words where that is not possible."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out {folder} cannot be made: {error.strerror}") from None
-
-
 class _FolderWriter(Callback):
     """Makes the folder once nothing can be refused any more, and saves the history after every epoch."""
 
@@ -179,13 +170,11 @@ class _FolderWriter(Callback):
         self.config = config
 
     def on_fit_start(self, trainer):
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
         make_folder(self.folder)
-        write_text(self.folder / "config.toml", self.config.to_toml())
+        write_text(self.folder / CONFIG, self.config.to_toml())
 
     def on_epoch_end(self, trainer, row):
-        trainer.history.save(self.folder / "history.csv")
+        trainer.history.save(self.folder / HISTORY)
 
 
 def _load_data(config: RunConfig) -> Dataset:
@@ -220,13 +209,14 @@ def _compile_kernels(model: Sequential, batch: int) -> float:
             n_out, n_in = layer.matrix.shape
             x, g = np.zeros((n_in, batch), layer.matrix.dtype), np.zeros((n_out, batch), layer.matrix.dtype)
             layer.matrix.matmul(x, layer.backend)
-            layer.matrix.rmatmul(g, layer.backend)
+            if layer.needs_grad_input:
+                layer.matrix.rmatmul(g, layer.backend)
             layer.matrix.sampled_outer(g, x, layer.backend)
     return time.perf_counter() - started
 
 
 def _result(config: RunConfig, trainer: Trainer, dataset: Dataset) -> dict[str, Any]:
-    test_loss, test_accuracy = trainer.classifier.evaluate(dataset.x_test, dataset.y_test)
+    test_loss, test_accuracy = trainer.evaluate(dataset.x_test, dataset.y_test)
     layers = counting.layer_summary(trainer.model)
     return {
         "sparsekit_version": __version__,
@@ -243,7 +233,7 @@ def _result(config: RunConfig, trainer: Trainer, dataset: Dataset) -> dict[str, 
         "weight_bytes": counting.weight_bytes(trainer.model),
         "seconds_per_epoch": float(np.median(trainer.history.column("seconds"))),
         "peak_memory_bytes": counting.peak_memory_bytes(),
-        "threads": config.threads or available_threads(),
+        "threads": config.threads or default_threads(),
     }
 
 
@@ -252,11 +242,9 @@ def _save(run: Run, folder: Path, dataset: Dataset) -> None:
     from sparsekit.figures import history_figure, topology_figure
 
     standardization = run.classifier.standardization
-    save_model(folder / "model.safetensors", run.model, {"mean": standardization.mean, "std": standardization.std})
-    for name, figure in (
-        ("history.png", history_figure(run.history)),
-        ("topology.png", topology_figure(run.model, dataset.sample_shape)),
-    ):
+    save_model(folder / MODEL, run.model, {"mean": standardization.mean, "std": standardization.std})
+    figures = history_figure(run.history), topology_figure(run.model, dataset.sample_shape)
+    for name, figure in zip(FIGURES, figures, strict=True):
         with atomic_path(folder / name) as temporary:
             figure.savefig(temporary)
-    write_text(folder / "result.json", json.dumps(run.result, indent=2) + "\n")
+    write_text(folder / RESULT, json.dumps(run.result, indent=2, allow_nan=False) + "\n")

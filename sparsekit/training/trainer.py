@@ -14,7 +14,7 @@ from sparsekit.data import BatchLoader, Dataset, Standardization
 from sparsekit.errors import DivergedError, InputError
 from sparsekit.kernels.threads import one_blas_thread
 from sparsekit.models import sparse_layers
-from sparsekit.nn import Module, Sequential, softmax_cross_entropy
+from sparsekit.nn import BatchNorm, Linear, Module, Sequential, softmax_cross_entropy
 from sparsekit.optim import SGD, LearningRate, Optimizer
 from sparsekit.topology import TopologyMethod, UpdateSchedule
 from sparsekit.training.callbacks import Callback, ProgressBar
@@ -29,8 +29,8 @@ class Trainer:
     ----------
     model : the network; its sparse layers are stored as the topology method needs them
     topology : Static, SET, RigL, SRigL or anything alike; None leaves the topology alone
-    optimizer : SGD or AdamW
-    learning_rate : the rate over training
+    optimizer : SGD or AdamW, a fresh one; by default Nesterov SGD with weight decay 5e-4
+    learning_rate : the rate over training; a number starts a cosine
     epochs, batch_size : the last incomplete batch of an epoch is dropped
     delta_t, alpha : steps between topology updates, and the first drop fraction
     t_end_fraction : share of all steps after which the topology is left alone
@@ -52,7 +52,7 @@ class Trainer:
         *,
         topology: TopologyMethod | None = None,
         optimizer: Optimizer | None = None,
-        learning_rate: LearningRate | None = None,
+        learning_rate: LearningRate | float = 0.1,
         epochs: int = 10,
         batch_size: int = 128,
         delta_t: int = 100,
@@ -67,7 +67,9 @@ class Trainer:
         self.layers = sparse_layers(model)
         self.topology = topology
         self.optimizer = optimizer if optimizer is not None else SGD(weight_decay=5e-4)
-        self.learning_rate = learning_rate if learning_rate is not None else LearningRate()
+        self.learning_rate = (
+            learning_rate if isinstance(learning_rate, LearningRate) else LearningRate(learning_rate)
+        )
         self.epochs = require_integer("epochs", epochs, 1)
         self.batch_size = require_integer("batch_size", batch_size, 1)
         self.schedule = UpdateSchedule(delta_t, alpha)
@@ -77,6 +79,7 @@ class Trainer:
         self.batch_rng, self.topology_rng = np.random.default_rng(require_integer("seed", seed, 0)).spawn(2)
         self.history = History()
         self.step = self.steps_per_epoch = 0
+        self._loss = self._correct = self._seen = 0.0
         self._check_storage()
 
     def fit(self, dataset: Dataset) -> History:
@@ -87,9 +90,13 @@ class Trainer:
         DivergedError
             If the loss becomes NaN or infinite; it names step, layer and learning rate.
         """
-        loader = self._prepare(dataset)
-        self._notify("on_fit_start")
+        if self.step:
+            raise InputError(
+                f"fit must be called once, but this trainer has taken {self.step} steps; make a new one"
+            )
+        loader = self.prepare(dataset)
         try:
+            self._notify("on_fit_start")
             for epoch in range(1, self.epochs + 1):
                 seconds = self._train_epoch(loader)
                 self.history.append(self._row(epoch, dataset) | {"seconds": seconds})
@@ -100,6 +107,8 @@ class Trainer:
 
     def train_step(self, x: np.ndarray, y: np.ndarray) -> None:
         """One optimizer step on inputs x (*sample_shape, batch) and labels y (batch,), and what follows it."""
+        if not self.steps_per_epoch:
+            raise InputError("train_step must follow fit or prepare, which set the length of the training")
         self.step += 1
         updating = self.topology if self.schedule.is_due(self.step) else None
         for layer in self.layers.values():
@@ -116,6 +125,21 @@ class Trainer:
         self._loss += loss * len(y)
         self._correct += np.count_nonzero(logits.argmax(axis=0) == y)
         self._seen += len(y)
+
+    def evaluate(self, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+        """Loss and accuracy of the network as it is now, see :meth:`Classifier.evaluate`.
+
+        Raises
+        ------
+        DivergedError
+            If the loss is NaN or infinite.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            loss, accuracy = self.classifier.evaluate(x, y)
+            if not math.isfinite(loss):
+                inputs = self.classifier.standardization.transform(x, self.classifier.dtype)
+                raise self._diverged(f"the loss on data not trained on is {loss}", inputs)
+        return loss, accuracy
 
     @property
     def total_steps(self) -> int:
@@ -136,11 +160,16 @@ class Trainer:
             "sparsity": f"{sparsity(self.model):.1%}",
         }
 
-    def _prepare(self, dataset: Dataset) -> BatchLoader:
-        if self.batch_size > len(dataset.x_train):
-            raise InputError(
-                f"batch_size must be at most {len(dataset.x_train)}, the training samples, not {self.batch_size}"
-            )
+    def prepare(self, dataset: Dataset) -> BatchLoader:
+        """Set up what depends on the data; return the batches. `fit` does this by itself.
+
+        For stepping by hand: `for x, y in trainer.prepare(dataset): trainer.train_step(x, y)`.
+        """
+        n_train = len(dataset.x_train)
+        if self.batch_size > n_train:
+            raise InputError(f"batch_size must be at most {n_train}, the training samples, not {self.batch_size}")
+        if self.batch_size < 2 and any(isinstance(module, BatchNorm) for _, module in self.model.named_modules()):
+            raise InputError(f"batch_size must be at least 2 with batch normalisation, not {self.batch_size}")
         self.parameters = list(self.model.named_parameters().values())
         dtype = self.parameters[0].values.dtype
         standardization = Standardization.fit(dataset.x_train)
@@ -175,20 +204,25 @@ class Trainer:
     def _update_topology(self, topology: TopologyMethod, x: np.ndarray) -> None:
         """Update layer by layer, so that only one dense weight and gradient exist at a time."""
         for name, layer in self.layers.items():
-            grad = layer.dense_gradient() if topology.needs_grad else None
-            if grad is not None and not np.isfinite(grad).all():
-                raise self._diverged(f"the gradient of layer {name!r} is not finite", x)
-            update = topology.update(
-                layer.matrix.to_dense(),
-                layer.matrix.mask(),
-                grad,
-                self.schedule.drop_fraction(self.step),
-                budget=layer.budget,
-                ablate=layer.ablate,
-                rng=self.topology_rng,
-            )
+            self._update_layer(topology, name, layer, x)
+
+    def _update_layer(self, topology: TopologyMethod, name: str, layer: Linear, x: np.ndarray) -> None:
+        grad = layer.dense_gradient() if topology.needs_grad else None
+        for what, array in (("gradient", grad), ("weight", layer.weight.values)):
+            if array is not None and not np.isfinite(array).all():
+                raise self._diverged(f"a {what} of layer {name!r} is not finite", x)
+        update = topology.update(
+            layer.matrix.to_dense(),
+            layer.matrix.mask(),
+            grad,
+            self.schedule.drop_fraction(self.step),
+            budget=layer.budget,
+            ablate=layer.ablate,
+            rng=self.topology_rng,
+        )
+        if update.grown.any() or update.dropped.any():
             layer.rewire(update.mask)
-            self._notify("on_topology_update", name, update)
+        self._notify("on_topology_update", name, update)
 
     def _row(self, epoch: int, dataset: Dataset) -> dict[str, Any]:
         row = {
@@ -199,7 +233,7 @@ class Trainer:
             "train_accuracy": self._correct / self._seen,
         }
         if dataset.x_validation is not None and dataset.y_validation is not None:
-            loss, accuracy = self.classifier.evaluate(dataset.x_validation, dataset.y_validation)
+            loss, accuracy = self.evaluate(dataset.x_validation, dataset.y_validation)
             row |= {"validation_loss": loss, "validation_accuracy": accuracy}
         row["sparsity"] = sparsity(self.model)
         for layer in layer_summary(self.model):
@@ -221,6 +255,8 @@ class Trainer:
         """A method of constant fan-in needs condensed layers, the others CSR."""
         if self.topology is None:
             return
+        if not hasattr(self.topology, "update"):
+            raise InputError(f"topology must be a method such as SRigL(), or None, not {self.topology!r}")
         wanted = "CondensedMatrix" if self.topology.constant_fan_in else "CSRMatrix"
         for name, layer in self.layers.items():
             stored = type(layer.matrix).__name__
