@@ -54,7 +54,7 @@ def require_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
     )
 
 
-def require_rng(name: str, rng: np.random.Generator) -> np.random.Generator:
+def require_rng(name: str, rng: object) -> np.random.Generator:
     """Return `rng` if it is a numpy.random.Generator."""
     if not isinstance(rng, np.random.Generator):
         raise InputError(f"{name} must be a numpy.random.Generator, not {type(rng).__name__}")

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sparsekit.checks import require_fraction, require_number
+from sparsekit.checks import require_choice, require_fraction, require_number
 from sparsekit.errors import InputError
 from sparsekit.nn.parameter import Parameter
 
@@ -121,8 +121,7 @@ class LearningRate:
 
     def __post_init__(self) -> None:
         require_number("initial", self.initial, low=0, low_open=True)
-        if self.schedule not in ("constant", "cosine", "step"):
-            raise InputError(f"schedule must be one of constant, cosine, step, not {self.schedule!r}")
+        require_choice("schedule", self.schedule, ("constant", "cosine", "step"))
         require_number("warmup_epochs", self.warmup_epochs, low=0)
         require_number("step_epochs", self.step_epochs, low=0, low_open=True)
         require_fraction("step_factor", self.step_factor, low_open=True)

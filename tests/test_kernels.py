@@ -11,18 +11,30 @@ from sparsekit.errors import InputError
 from sparsekit.kernels import BACKENDS, get_backend
 from sparsekit.kernels.threads import thread_limit
 from sparsekit.kernels.transpose import transposed_index
-from sparsekit.masks import random_constant_fan_in
+from sparsekit.masks import has_constant_fan_in, random_bernoulli, random_constant_fan_in
 
 FAST = [name for name in BACKENDS if name != "reference"]
 STORAGES = [CondensedMatrix, CSRMatrix]
 
 
+def random_mask(storage, shape, density, rng):
+    """What the storage is made for: constant fan-in, or rows of any length around a density."""
+    if storage is CondensedMatrix:
+        return random_constant_fan_in(shape, max(1, round(density * shape[1])), rng)
+    mask = random_bernoulli(shape, density, rng)
+    return mask & (rng.random(shape) < rng.uniform(0.3, 1, (shape[0], 1)))
+
+
 @st.composite
-def layers(draw, max_out=9, max_in=23, max_batch=40):
-    """(weight, mask, x, g): constant fan-in with ablated neurons, integers so that all sums are exact."""
+def layers(draw, storage, max_out=9, max_in=23, max_batch=40):
+    """(weight, mask, x, g): with neurons that store nothing, integers so that all sums are exact.
+
+    CSR has rows of any length, now and then all of one length.
+    """
     n_out, n_in = draw(st.integers(1, max_out)), draw(st.integers(1, max_in))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    mask = random_constant_fan_in((n_out, n_in), draw(st.integers(1, n_in)), rng)
+    like = draw(st.sampled_from([CSRMatrix, CSRMatrix, CondensedMatrix])) if storage is CSRMatrix else storage
+    mask = random_mask(like, (n_out, n_in), draw(st.sampled_from([0.05, 0.3, 0.7, 1])), rng)
     mask[rng.random(n_out) < draw(st.sampled_from([0, 0.3, 1]))] = False
     batch = draw(st.integers(0, max_batch))
     dtype = draw(st.sampled_from([np.float32, np.float64]))
@@ -34,9 +46,9 @@ def layers(draw, max_out=9, max_in=23, max_batch=40):
 
 @pytest.mark.parametrize("storage", STORAGES)
 @settings(max_examples=40)
-@given(layers(max_out=5, max_in=7, max_batch=4))
-def test_the_reference_equals_dense_products(storage, layer):
-    weight, mask, x, g = layer
+@given(data=st.data())
+def test_the_reference_equals_dense_products(storage, data):
+    weight, mask, x, g = data.draw(layers(storage, max_out=5, max_in=7, max_batch=4))
     matrix = storage.from_dense(weight, mask)
     np.testing.assert_array_equal(matrix.matmul(x, "reference"), weight @ x)
     np.testing.assert_array_equal(matrix.rmatmul(g, "reference"), weight.T @ g)
@@ -46,18 +58,50 @@ def test_the_reference_equals_dense_products(storage, layer):
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("backend", FAST)
 @settings(max_examples=60)
-@given(layers())
-def test_every_backend_equals_the_reference(backend, storage, layer):
-    check_against_the_reference(backend, storage, layer)
+@given(data=st.data())
+def test_every_backend_equals_the_reference(backend, storage, data):
+    check_against_the_reference(backend, storage, data.draw(layers(storage)))
 
 
 @pytest.mark.parametrize("storage", STORAGES)
 @settings(max_examples=60)
-@given(layers())
-def test_the_parallel_kernels_equal_the_reference(storage, layer):
+@given(data=st.data())
+def test_the_parallel_kernels_equal_the_reference(storage, data):
+    layer = data.draw(layers(storage))
     with pytest.MonkeyPatch.context() as patch:  # the layers here are too small to be run in parallel
         patch.setattr("sparsekit.kernels.cpu._PARALLEL_FROM", 0)
         check_against_the_reference("cpu", storage, layer)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "fan_ins",
+    [[0], [0, 0, 0], [7, 0, 0], [0, 0, 7], [1, 2, 0, 3, 0, 4, 5, 0, 6, 7], [17, 0, 8, 9, 1]],
+    ids=["one empty row", "empty", "first only", "last only", "lengths 0 to 7", "unrolled and rests"],
+)
+def test_csr_rows_of_different_lengths(backend, dtype, fan_ins):
+    """Each kind of row that the loops tell apart, for all widths of batch they tell apart."""
+    rng = np.random.default_rng(0)
+    mask = np.array([rng.permutation(20) < fan_in for fan_in in fan_ins])
+    weight = rng.integers(-8, 9, mask.shape).astype(dtype) * mask
+    matrix = CSRMatrix.from_dense(weight, mask)
+    assert np.diff(matrix.indptr).tolist() == fan_ins
+    for batch in (0, 1, 2, 9):
+        x = rng.integers(-8, 9, (20, batch)).astype(dtype)
+        g = rng.integers(-8, 9, (len(fan_ins), batch)).astype(dtype)
+        # what an output held before is no part of the result
+        y, dx, dw = np.full_like(g, np.nan), np.full_like(x, np.nan), np.full_like(matrix.values, np.nan)
+        np.testing.assert_array_equal(matrix.matmul(x, backend, out=y), weight @ x)
+        np.testing.assert_array_equal(matrix.rmatmul(g, backend, out=dx), weight.T @ g)
+        np.testing.assert_array_equal(matrix.sampled_outer(g, x, backend, out=dw), (g @ x.T)[mask])
+
+
+def test_the_masks_drawn_here_are_what_they_should_be():
+    rng = np.random.default_rng(0)
+    condensed, csr = (random_mask(storage, (64, 300), 0.1, rng) for storage in STORAGES)
+    assert has_constant_fan_in(condensed)
+    assert len(set(csr.sum(axis=1))) > 10
 
 
 def check_against_the_reference(backend, storage, layer):
@@ -84,21 +128,23 @@ def check_against_the_reference(backend, storage, layer):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_rounding_stays_within_the_error_bound(backend, storage, dtype):
     rng = np.random.default_rng(0)
-    mask = random_constant_fan_in((64, 300), 30, rng)
+    mask = random_mask(storage, (64, 300), 0.1, rng)
+    mask[[0, 17, 63]] = False
     weight = (rng.standard_normal(mask.shape) * mask).astype(dtype)
     x, g = rng.standard_normal((300, 128)).astype(dtype), rng.standard_normal((64, 128)).astype(dtype)
     matrix = storage.from_dense(weight, mask)
     exact_w, exact_x, exact_g = weight.astype(np.longdouble), x.astype(np.longdouble), g.astype(np.longdouble)
 
     def check(got, exact, magnitude, terms):
-        """|error| <= terms * eps * sum of |products|, for any order of summation."""
-        bound = terms * np.finfo(dtype).eps * magnitude
+        """|error| <= (terms + 1) * eps * sum of |products|, for any order of summation."""
+        bound = (terms + 1) * np.finfo(dtype).eps * magnitude
         assert (np.abs(got - exact) <= bound).all()
 
-    check(matrix.matmul(x, backend), exact_w @ exact_x, np.abs(exact_w) @ np.abs(exact_x), 31)
-    check(matrix.rmatmul(g, backend), exact_w.T @ exact_g, np.abs(exact_w).T @ np.abs(exact_g), 65)
+    fan_in, readers = mask.sum(axis=1)[:, None], mask.sum(axis=0)[:, None]
+    check(matrix.matmul(x, backend), exact_w @ exact_x, np.abs(exact_w) @ np.abs(exact_x), fan_in)
+    check(matrix.rmatmul(g, backend), exact_w.T @ exact_g, np.abs(exact_w).T @ np.abs(exact_g), readers)
     got = matrix.sampled_outer(g, x, backend).ravel()
-    check(got, (exact_g @ exact_x.T)[mask], (np.abs(exact_g) @ np.abs(exact_x).T)[mask], 129)
+    check(got, (exact_g @ exact_x.T)[mask], (np.abs(exact_g) @ np.abs(exact_x).T)[mask], x.shape[1])
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -118,10 +164,14 @@ def test_nan_and_infinity_come_through(backend, storage):
 def test_same_bits_for_any_thread_count(storage):
     import numba
 
+    from sparsekit.kernels import cpu
+
     if numba.config.NUMBA_NUM_THREADS < 2:
         pytest.skip("needs a machine with at least 2 processors")
     rng = np.random.default_rng(0)
-    mask = random_constant_fan_in((200, 400), 40, rng)
+    mask = random_mask(storage, (200, 400), 0.15, rng)
+    mask[::7] = False
+    assert mask.sum() * 128 > cpu._PARALLEL_FROM  # else one thread would do it all
     matrix = storage.from_dense(rng.standard_normal(mask.shape).astype(np.float32), mask)
     x, g = rng.standard_normal((2, 400, 128)).astype(np.float32)
     g = g[:200].copy()
@@ -143,6 +193,8 @@ def test_wide_inputs_use_int32_indices(backend, storage):
     n_in = 2**16 + 10
     mask = np.zeros((3, n_in), dtype=bool)
     mask[[0, 0, 2, 2], [0, n_in - 1, 65535, 65536]] = True
+    if storage is CSRMatrix:
+        mask[[1, 2, 2], [65537, 3, n_in - 1]] = True
     rng = np.random.default_rng(0)
     weight = rng.integers(-5, 6, mask.shape).astype(np.float64) * mask
     matrix = storage.from_dense(weight, mask)

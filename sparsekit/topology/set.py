@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsekit.errors import InputError
+from sparsekit.checks import require_rng
 from sparsekit.topology.selection import largest
 from sparsekit.topology.update import TopologyUpdate, check_layer
 
@@ -24,8 +24,7 @@ class SET:
     def update(self, weight, mask, grad, drop_fraction, *, budget=None, ablate=True, rng=None) -> TopologyUpdate:
         """Return the layer's next topology; `grad` may be None. See :class:`TopologyMethod`."""
         n_prune, n_keep = check_layer(weight, mask, grad, drop_fraction, needs_grad=False)
-        if not isinstance(rng, np.random.Generator):
-            raise InputError(f"rng must be a numpy.random.Generator for SET, not {rng!r}")
+        rng = require_rng("rng", rng)
         kept = largest(np.abs(weight), mask, n_keep)
         new = kept.copy()
         new.flat[rng.choice(np.flatnonzero(~kept), n_prune, replace=False)] = True
