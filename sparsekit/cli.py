@@ -20,7 +20,7 @@ from sparsekit.config import RunConfig, choices, kind, make_config, read_toml
 from sparsekit.errors import DivergedError, InputError, RunError
 
 _INTERRUPTED = 130
-_METHODS = "dense,static,set,rigl,srigl:gamma_sal=0,srigl"
+_METHODS = "dense, static, set, rigl, srigl:gamma_sal=0, srigl"
 
 Number = TypeVar("Number", int, float)
 

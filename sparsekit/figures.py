@@ -78,7 +78,7 @@ def comparison_figure(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     accuracies = _bars(accuracy, rows, "test_accuracy", 100)
     accuracy.set(title="Test accuracy", xlabel="%")
     low = max(0.0, min(accuracies) - 0.25 * (max(accuracies) - min(accuracies)) - 0.5)
-    high = max(accuracies) + 0.3 * (max(accuracies) - low)
+    high = max(accuracies) + 0.3 * (max(accuracies) - low) + 0.1  # room for the number, and never empty
     accuracy.set_xticks([t for t in MaxNLocator(4).tick_values(low, high) if low <= t <= min(high, 100)])
     accuracy.set_xlim(low, high)
     _bars(memory, rows, "weight_bytes", 1 / 1024)

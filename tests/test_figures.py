@@ -130,7 +130,7 @@ def test_topology_with_ablated_neurons():
 
 # Comparison
 
-DENSE, STORED = "same weights, dense (BLAS)", "same weights, SciPy CSR"
+DENSE, CSR = "same weights, dense (BLAS)", "same weights, SciPy CSR"
 
 
 def row(label, sparsity, i, std=0.0):
@@ -235,11 +235,8 @@ def test_deviations_are_drawn():
     rows = ROWS["several sparsities"]
     accuracy = comparison_figure(rows, "").axes[0]
     ends = [collection.get_segments()[0][:, 0] for collection in accuracy.collections]
-    expected = [
-        (100 * (r["test_accuracy_mean"] - r["test_accuracy_std"]), 100 * (r["test_accuracy_mean"] + r["test_accuracy_std"]))
-        for r in rows
-    ]
-    np.testing.assert_allclose(ends, expected)
+    means, deviations = (np.array([r[f"test_accuracy_{key}"] for r in rows]) for key in ("mean", "std"))
+    np.testing.assert_allclose(ends, 100 * np.transpose([means - deviations, means + deviations]))
     assert not comparison_figure(ROWS["one sparsity"], "").axes[0].collections  # one seed has no deviation
 
 
@@ -248,8 +245,8 @@ def test_competitors_are_marked_beside_sparse_rows(rows):
     sparse = [i for i, row in enumerate(rows) if row["sparsity"]]
     for axes, batch in zip(figure.axes[3:], (1, 256), strict=True):
         marks = {line.get_label(): line for line in axes.lines if len(line.get_xdata())}
-        assert set(marks) == ({DENSE, STORED} if sparse else set())
-        for label, storage in ((DENSE, "dense"), (STORED, "csr")):
+        assert set(marks) == ({DENSE, CSR} if sparse else set())
+        for label, storage in ((DENSE, "dense"), (CSR, "csr")):
             if sparse:
                 assert list(marks[label].get_ydata()) == sparse
                 expected = [rows[i][f"inference_{batch}_{storage}_us"] for i in sparse]
@@ -258,7 +255,7 @@ def test_competitors_are_marked_beside_sparse_rows(rows):
 
 def test_the_legend_names_what_is_drawn(rows):
     figure = drawn(comparison_figure(rows, ""))
-    assert legend_of(figure) == ([DENSE, STORED] if any(row["sparsity"] for row in rows) else [])
+    assert legend_of(figure) == ([DENSE, CSR] if any(row["sparsity"] for row in rows) else [])
 
 
 def test_a_method_has_one_colour_and_pales_at_lower_sparsity():
