@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from sparsekit import InputError, load_dataset, load_run, models
 from sparsekit.config import make_config, read_toml
 from sparsekit.errors import DivergedError
+from sparsekit.training import folder
 from sparsekit.training.checkpoint import load_model, save_model
 from sparsekit.training.run import train_run
 
@@ -193,39 +195,39 @@ def test_a_folder_with_something_else_beside_a_run_is_left_alone(tmp_path):
 
 
 def test_an_overwrite_that_fails_gives_the_old_run_back(tmp_path):
-    folder = tmp_path / "run"
-    train_run(make_config(SMALL, {"epochs": 1}), folder, progress=False)
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    run_folder = tmp_path / "run"
+    train_run(make_config(SMALL, {"epochs": 1}), run_folder, progress=False)
+    before = {path.name: path.read_bytes() for path in run_folder.iterdir()}
     bad = make_config(SMALL, {"learning_rate": 1e30})
     with pytest.raises(DivergedError):
-        train_run(bad, folder, overwrite=True, progress=False)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        train_run(bad, run_folder, overwrite=True, progress=False)
+    assert {path.name: path.read_bytes() for path in run_folder.iterdir()} == before
     with pytest.raises(InputError, match="batch_size must be at most"):
-        train_run(make_config(SMALL, {"batch_size": 10**6}), folder, overwrite=True, progress=False)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        train_run(make_config(SMALL, {"batch_size": 10**6}), run_folder, overwrite=True, progress=False)
+    assert {path.name: path.read_bytes() for path in run_folder.iterdir()} == before
 
 
 def test_an_overwrite_that_is_killed_loses_nothing(tmp_path):
-    folder = tmp_path / "run"
-    train_run(make_config(SMALL, {"epochs": 1}), folder, progress=False)
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    run_folder = tmp_path / "run"
+    train_run(make_config(SMALL, {"epochs": 1}), run_folder, progress=False)
+    before = {path.name: path.read_bytes() for path in run_folder.iterdir()}
     code = (
         "import os, signal, sparsekit\n"
         "from sparsekit.config import make_config\n"
         "from sparsekit.training import run\n"
         "run._save = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"run.train_run(make_config({SMALL!r}), {str(folder)!r}, overwrite=True, progress=False)\n"
+        f"run.train_run(make_config({SMALL!r}), {str(run_folder)!r}, overwrite=True, progress=False)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
-    assert {path.name: path.read_bytes() for path in (folder / ".replaced").iterdir()} == before
+    assert {path.name: path.read_bytes() for path in (run_folder / ".replaced").iterdir()} == before
     with pytest.raises(InputError, match="holds a run already"):
-        train_run(make_config(SMALL), folder, progress=False)
+        train_run(make_config(SMALL), run_folder, progress=False)
     with pytest.raises(DivergedError):
-        train_run(make_config(SMALL, {"learning_rate": 1e30}), folder, overwrite=True, progress=False)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    train_run(make_config(SMALL, {"seed": 5}), folder, overwrite=True, progress=False)
-    assert load_run(folder).config.seed == 5
-    assert not (folder / ".replaced").exists()
+        train_run(make_config(SMALL, {"learning_rate": 1e30}), run_folder, overwrite=True, progress=False)
+    assert {path.name: path.read_bytes() for path in run_folder.iterdir()} == before
+    train_run(make_config(SMALL, {"seed": 5}), run_folder, overwrite=True, progress=False)
+    assert load_run(run_folder).config.seed == 5
+    assert not (run_folder / ".replaced").exists()
 
 
 def test_a_run_can_be_written_to_the_current_folder_or_a_link(tmp_path, monkeypatch):
@@ -246,3 +248,55 @@ def test_static_runs_hold_no_index_they_do_not_need(tmp_path):
     layers = models.linear_layers(run.model)
     assert "transposed" not in vars(layers["fc1"].matrix)
     assert "transposed" in vars(layers["fc2"].matrix)
+
+
+def test_an_overwrite_that_is_killed_at_any_file_operation_loses_nothing(tmp_path, monkeypatch):
+    """Stop a replacement at its first, second, ... file operation; the next one must find a whole run."""
+    old = {name: f"old {name}" for name in ("config.toml", "history.csv", "result.json")}
+
+    class Killed(BaseException):
+        pass
+
+    for fails in (False, True):  # whether the new run ends well
+        for last in range(40):
+            path = tmp_path / f"{fails}-{last}"
+            path.mkdir()
+            for name, text in old.items():
+                (path / name).write_text(text)
+            done = _replace_until(path, last, fails, Killed, monkeypatch)
+            # what a later, failing replacement leaves is the last finished run
+            with pytest.raises(RuntimeError), folder.replacing(path):
+                raise RuntimeError
+            found = {file.name: file.read_text() for file in path.iterdir()}
+            assert found in ([old] if fails else [old, {"config.toml": "new", "result.json": "new"}])
+            if done:
+                break
+        assert done
+
+
+def _replace_until(path, last, fails, killed, monkeypatch) -> bool:
+    """Replace the run, dying before file operation number `last`; return whether it came to its end."""
+    count = iter(range(10**6))
+
+    def counted(operation):
+        def run(*arguments, **options):
+            if next(count) >= last:
+                raise killed
+            return operation(*arguments, **options)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        for name in ("mkdir", "rename", "replace", "rmdir", "unlink"):
+            patch.setattr(Path, name, counted(getattr(Path, name)))
+        try:
+            with folder.replacing(path):
+                for name in ("config.toml", "result.json"):
+                    (path / name).write_text("new")
+                if fails:
+                    raise RuntimeError
+        except killed:
+            return False
+        except RuntimeError:
+            pass
+    return True

@@ -14,17 +14,19 @@ CONFIG, HISTORY, MODEL, RESULT = "config.toml", "history.csv", "model.safetensor
 FIGURES = ("history.png", "topology.png")
 _FILES = {CONFIG, HISTORY, MODEL, RESULT, *FIGURES}
 _ASIDE = ".replaced"  # where the old run waits while a new one is trained in its place
+_MOVING = ".moving"  # on its way there, or back
+_DISCARDED = ".discarded"  # the new run is finished, the old one may go
+_OURS = {*_FILES, _ASIDE, _MOVING, _DISCARDED}
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
     """Refuse a folder that holds anything but a run, and a run unless `overwrite`."""
     if not folder.exists() or is_empty(folder):
         return
-    others = (
-        sorted({path.name for path in folder.iterdir()} - _FILES - {_ASIDE}) if folder.is_dir() else [folder.name]
-    )
-    if others or not any((place / CONFIG).is_file() for place in (folder, folder / _ASIDE)):
-        found = f": it holds {others[0]!r}" if others and folder.is_dir() else ""
+    others = sorted(path.name for path in folder.iterdir() if path.name not in _OURS) if folder.is_dir() else []
+    places = (folder, folder / _ASIDE, folder / _MOVING)
+    if others or not any((place / CONFIG).is_file() for place in places):
+        found = f": it holds {others[0]!r}" if others else ""
         raise InputError(f"out {folder} exists and is not a run{found}; name a new folder")
     if not overwrite:
         raise InputError(f"out {folder} holds a run already; name a new folder or pass --overwrite")
@@ -47,26 +49,37 @@ def make_folder(folder: Path) -> None:
 def replacing(folder: Path) -> Iterator[None]:
     """Within the context the folder is free for a new run; an old one comes back if that fails.
 
-    The old run's files wait in a folder within. A process that is killed on the way leaves them there, and the
-    next one that overwrites the run finds them.
+    The old run's files wait in a folder within. A process may be killed at any point: each change from one state
+    to the next is a single rename, and the next replacement goes on from the state that it finds.
     """
-    aside = folder / _ASIDE
-    if aside.is_dir():  # an earlier replacement was killed: what lies here is the last finished run
+    _finish_what_was_interrupted(folder)
+    if (folder / _ASIDE).is_dir():  # a replacement was killed in training: here lies the last finished run
         _remove_files(folder)
     elif (folder / CONFIG).is_file():
-        aside.mkdir()
-        _move_files(folder, aside)
+        (folder / _MOVING).mkdir()
+        _move_files(folder, folder / _MOVING)
+        (folder / _MOVING).rename(folder / _ASIDE)
     try:
         yield
     except BaseException:
-        if aside.is_dir():
+        if (folder / _ASIDE).is_dir():
             _remove_files(folder)
-            _move_files(aside, folder)
-            aside.rmdir()
+            (folder / _ASIDE).rename(folder / _MOVING)
+            _finish_what_was_interrupted(folder)
         raise
-    if aside.is_dir():
-        _remove_files(aside)
-        aside.rmdir()
+    if (folder / _ASIDE).is_dir():
+        (folder / _ASIDE).rename(folder / _DISCARDED)
+        _finish_what_was_interrupted(folder)
+
+
+def _finish_what_was_interrupted(folder: Path) -> None:
+    """Move back what was on its way, remove what was to be removed."""
+    if (folder / _MOVING).is_dir():
+        _move_files(folder / _MOVING, folder)
+        (folder / _MOVING).rmdir()
+    if (folder / _DISCARDED).is_dir():
+        _remove_files(folder / _DISCARDED)
+        (folder / _DISCARDED).rmdir()
 
 
 def _move_files(source: Path, target: Path) -> None:
