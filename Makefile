@@ -42,5 +42,5 @@ wheel: venv ## build the wheel, install it alone into a fresh environment, train
 	build/wheel-check/bin/python -m pip install --quiet dist/*.whl
 	cd build/wheel-check && bin/sparsekit train --epochs 20 --batch-size 32 --delta-t 50 --overwrite --out run
 
-clean: ## remove what the other targets made
+clean: ## remove .venv and caches; runs/ and results/ are kept
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist

@@ -16,7 +16,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     A process that is killed on the way leaves an older `path` as it was. The temporary file keeps the suffix of
     `path`, because libraries tell formats by it.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # where a link leads, so that the link stays one
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     except OSError as error:

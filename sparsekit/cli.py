@@ -169,7 +169,7 @@ def compare(
     methods: Annotated[
         str | None,
         typer.Option(
-            help=f"Methods to compare, each METHOD or METHOD:setting=value (default: {_METHODS}).",
+            help=f"Methods to compare, each METHOD or METHOD:setting=value, no comma in it (default: {_METHODS}).",
             metavar="A,B,...",
         ),
     ] = None,
@@ -236,7 +236,7 @@ def _new_folder(name: str) -> Path:
 
 def _check_json(path: Path | None) -> None:
     """Refuse a place that cannot be written to before hours of training, not after."""
-    if path and (path.is_dir() or not path.absolute().parent.is_dir()):
+    if path and (not path.absolute().parent.is_dir() or (path.exists() and not path.is_file())):
         raise InputError(f"json must name a file in a folder that exists, not {path}")
 
 
@@ -267,7 +267,8 @@ def _run_table(result: dict[str, Any]) -> Table:
 def _comparison_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(
         caption="Inference: microseconds a sample of this storage, and how many times faster it is than the same "
-        "weights dense (BLAS) / in SciPy CSR.\nTraining memory: weights, indices, gradients, optimizer state."
+        "weights dense (BLAS) / in SciPy CSR.\nWeights KiB: values, indices, gradients, optimizer state. "
+        "Stored weights, fan-in, active neurons and inference: the first seed's."
     )
     headings = (
         "method,sparsity,test accuracy %,stored weights,fan-in,active neurons,s an epoch,weights KiB,peak MiB"

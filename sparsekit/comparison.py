@@ -1,7 +1,6 @@
 """Comparing methods on the same data and seeds, each run in a process of its own."""
 
 import csv
-import functools
 import io
 import itertools
 import json
@@ -18,12 +17,12 @@ from tqdm.auto import tqdm
 
 from sparsekit.atomic import atomic_path, write_text
 from sparsekit.config import RunConfig, make_config
-from sparsekit.data import load_dataset
+from sparsekit.data import Dataset
 from sparsekit.errors import InputError, RunError
 from sparsekit.inference import FORMATS, inference_times
 from sparsekit.kernels.threads import default_threads, thread_limit
-from sparsekit.training.folder import is_empty, make_folder
-from sparsekit.training.run import build_model, load_run
+from sparsekit.training.folder import make_folder
+from sparsekit.training.run import build_model, build_trainer, load_data, load_run
 
 BATCHES = (1, 256)
 _MARKER = "comparison.txt"
@@ -66,9 +65,9 @@ def compare(
     """Train every method at every sparsity with every seed; return one row for each method and sparsity.
 
     Runs go to folders of their own within `folder`; comparison.csv and comparison.png stand beside them, and
-    comparison.txt lists them. Dense
-    training is run once for each seed. Each run is a fresh process, so its peak memory is its own; they run one
-    after the other, so their times are too.
+    comparison.txt lists them. Runs of an earlier comparison that the new one does not train stay in the folder.
+    Dense training is run once for each seed. Each run is a fresh process, so its peak memory is its own; they
+    run one after the other, so their times are too.
 
     Parameters
     ----------
@@ -81,7 +80,7 @@ def compare(
         For a setting that is not allowed, before anything is trained.
     """
     plan = _plan(settings, methods, sparsities, seeds)
-    folder = _prepare(Path(folder), overwrite, plan)
+    folder = _prepare(Path(folder), overwrite)
     results: dict[tuple[str, float], list[dict[str, Any]]] = {}
     with tqdm(plan, unit="run", disable=not progress) as bar:
         for label, config in bar:
@@ -94,6 +93,7 @@ def compare(
         for row, runs in zip(rows, results.values(), strict=True):
             row |= _inference(folder / runs[0]["run"])
     _save(rows, folder, plan[0][1])
+    write_text(folder / _MARKER, "".join(f"{_run_name(label, config)}\n" for label, config in plan))
     return rows
 
 
@@ -129,14 +129,26 @@ def _plan(
         config = make_config(settings, contender.settings, {"sparsity": sparsity, "seed": seed})
         if config.method != "dense" or sparsity == sparsities[0]:
             plan.append((contender.label, config))
-    names = [_run_name(label, config) for label, config in plan]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"methods, sparsities and seeds must name each run once, not {name!r} twice")
-    dataset = functools.cache(load_dataset)
-    for _, config in plan:  # unknown data and layers are found here, not after an hour
-        build_model(config, dataset(config.dataset))
+    _refuse_repeated(plan)
+    datasets: dict[tuple[str, float], Dataset] = {}
+    for _, config in plan:  # what does not fit the data or the network is found here, not after an hour
+        if config.seed == seeds[0]:
+            key = config.dataset, config.validation
+            if key not in datasets:
+                datasets[key] = load_data(config)
+            dataset = datasets[key]
+            build_trainer(config, build_model(config, dataset), progress=False).prepare(dataset)
+            with thread_limit(config.threads or default_threads()):
+                pass
     return plan
+
+
+def _refuse_repeated(plan: Sequence[tuple[str, RunConfig]]) -> None:
+    configs = [config for _, config in plan]
+    names = [_run_name(label, config) for label, config in plan]
+    for name, config in zip(names, configs, strict=True):
+        if names.count(name) > 1 or configs.count(config) > 1:
+            raise InputError(f"methods, sparsities and seeds must name each run once, not {name!r} twice")
 
 
 def _run_name(label: str, config: RunConfig) -> str:
@@ -148,15 +160,17 @@ def _sparsity_of(config: RunConfig) -> float:
     return 0.0 if config.method == "dense" else config.sparsity
 
 
-def _prepare(folder: Path, overwrite: bool, plan: Sequence[tuple[str, RunConfig]]) -> Path:
-    """Make the folder and leave the list of runs in it, by which it is known as a comparison's."""
-    if folder.exists() and not is_empty(folder):
+def _prepare(folder: Path, overwrite: bool) -> Path:
+    """Make the folder and mark it as a comparison's; what an earlier one wrote stays until the new one is done."""
+    others = {path.name for path in folder.iterdir()} - {_MARKER} if folder.is_dir() else {folder.name}
+    if folder.exists() and others:
         if not (folder / _MARKER).is_file():
             raise InputError(f"out {folder} exists and is not a comparison; name a new folder")
         if not overwrite:
             raise InputError(f"out {folder} holds a comparison already; name a new folder or pass --overwrite")
     make_folder(folder)
-    write_text(folder / _MARKER, "".join(f"{_run_name(label, config)}\n" for label, config in plan))
+    if not (folder / _MARKER).is_file():
+        write_text(folder / _MARKER, "not finished\n")
     return folder
 
 

@@ -99,6 +99,7 @@ def test_compare_hands_on_the_error_of_a_run(tmp_path):
     assert done.stderr.startswith("sparsekit: error: run dense-0.0-seed0: training diverged at step")
     assert done.stderr.count("\n") == 1
     assert {path.name for path in (tmp_path / "c").iterdir()} == {"comparison.txt", "dense-0.0-seed0"}
+    assert (tmp_path / "c" / "comparison.txt").read_text() == "not finished\n"
 
 
 def test_compare_takes_what_the_file_says(tmp_path):
@@ -107,6 +108,12 @@ def test_compare_takes_what_the_file_says(tmp_path):
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert (row["label"], row["sparsity"], row["seeds"]) == ("static", 0.5, [4])
+    table = (tmp_path / "c" / "comparison.csv").read_bytes()
+    assert (tmp_path / "c" / "comparison.txt").read_text() == "static-0.5-seed4\n"
+    bad = ["--methods", "dense", "--learning-rate", "1e30", "--config", "c.toml", "--out", "c", "--overwrite"]
+    assert run("compare", *bad, cwd=tmp_path).returncode == 1
+    assert (tmp_path / "c" / "comparison.csv").read_bytes() == table
+    assert (tmp_path / "c" / "comparison.txt").read_text() == "static-0.5-seed4\n"
 
 
 def test_overwrite_replaces_a_run(tmp_path):
@@ -182,6 +189,11 @@ def bad_data(tmp_path_factory):
         (["compare", "--methods", "srigl:gamma_sal"], "METHOD:setting=value"),
         (["compare", "--methods", "srigl:sparsity=0.5"], "methods must not set sparsity"),
         (["compare", "--seeds", "0,0"], "must name each run once"),
+        (["compare", "--methods", "srigl:gamma_sal=0,srigl:gamma_sal=0.0"], "must name each run once"),
+        (["compare", "--methods", "rigl,srigl:batch_size=5000"], "batch_size must be at most 1437"),
+        (["compare", "--threads", "4096"], "threads must be an integer in [1, "),
+        (["train", "--batch-size", "99999999999999999999"], "batch_size must be at most 1437"),
+        (["train", "--json", "/dev/null"], "json must name a file"),
         (["compare", "--dataset", "nowhere.npz"], "nowhere.npz"),
         (["compare", "--dense-layers", "conv1"], "dense_layers must be one of"),
         (["train", "--hidden", "10000000000"], "hidden must be integers"),

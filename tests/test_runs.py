@@ -300,3 +300,10 @@ def _replace_until(path, last, fails, killed, monkeypatch) -> bool:
         except RuntimeError:
             pass
     return True
+
+
+def test_a_file_half_written_by_a_killed_process_does_not_make_a_run_somebody_elses(tmp_path):
+    train_run(make_config(SMALL, {"epochs": 1}), tmp_path / "run", progress=False)
+    (tmp_path / "run" / ".history-a1b2c3d4.csv").write_text("half a li")
+    train_run(make_config(SMALL, {"epochs": 1}), tmp_path / "run", overwrite=True, progress=False)
+    assert not (tmp_path / "run" / ".history-a1b2c3d4.csv").exists()

@@ -6,6 +6,7 @@ in it is refused, because it is somebody's.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from sparsekit.errors import InputError
@@ -23,7 +24,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     """Refuse a folder that holds anything but a run, and a run unless `overwrite`."""
     if not folder.exists() or is_empty(folder):
         return
-    others = sorted(path.name for path in folder.iterdir() if path.name not in _OURS) if folder.is_dir() else []
+    others = sorted(path.name for path in folder.iterdir() if not _is_ours(path.name)) if folder.is_dir() else []
     places = (folder, folder / _ASIDE, folder / _MOVING)
     if others or not any((place / CONFIG).is_file() for place in places):
         found = f": it holds {others[0]!r}" if others else ""
@@ -73,7 +74,10 @@ def replacing(folder: Path) -> Iterator[None]:
 
 
 def _finish_what_was_interrupted(folder: Path) -> None:
-    """Move back what was on its way, remove what was to be removed."""
+    """Move back what was on its way, remove what was to be removed and what was only half written."""
+    for path in [*folder.iterdir()] if folder.is_dir() else []:
+        if _is_leftover(path.name):
+            path.unlink()
     if (folder / _MOVING).is_dir():
         _move_files(folder / _MOVING, folder)
         (folder / _MOVING).rmdir()
@@ -89,5 +93,15 @@ def _move_files(source: Path, target: Path) -> None:
 
 
 def _remove_files(folder: Path) -> None:
-    for name in _FILES:
-        (folder / name).unlink(missing_ok=True)
+    for path in [*folder.iterdir()]:
+        if path.name in _FILES:
+            path.unlink()
+
+
+def _is_ours(name: str) -> bool:
+    return name in _OURS or _is_leftover(name)
+
+
+def _is_leftover(name: str) -> bool:
+    """Whether a file was being written, by :mod:`sparsekit.atomic`, when its process was killed."""
+    return any(fnmatch(name, f".{Path(file).stem}-????????{Path(file).suffix}") for file in _FILES)

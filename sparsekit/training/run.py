@@ -73,12 +73,12 @@ def train_run(config: RunConfig, folder: str | Path, *, overwrite: bool = False,
         If the configuration does not fit the data, or the folder may not be written.
     """
     folder = Path(folder)
-    dataset = _load_data(config)
+    dataset = load_data(config)
     model = build_model(config, dataset)
     check_folder(folder, overwrite=overwrite)
     trainer = build_trainer(config, model, progress=progress, callbacks=[_FolderWriter(folder, config)])
     with thread_limit(config.threads or default_threads()), replacing(folder):
-        compile_seconds = _compile_kernels(model, config.batch_size)
+        compile_seconds = _compile_kernels(model, min(config.batch_size, len(dataset.x_train)))
         history = trainer.fit(dataset)
         result = _result(config, trainer, dataset) | {"compile_seconds": compile_seconds}
         run = Run(config, history, result, trainer.classifier)
@@ -110,6 +110,12 @@ def load_run(path: str | Path) -> Run:
     extra = load_model(folder / MODEL, model)
     standardization = Standardization(extra["mean"], extra["std"])
     return Run(config, history, result, Classifier(model, standardization, sample_shape, np.dtype(config.dtype)))
+
+
+def load_data(config: RunConfig) -> Dataset:
+    """The data set that the configuration names, with its validation split."""
+    rng = np.random.default_rng([config.seed, 1])  # apart from the stream of the weights
+    return load_dataset(config.dataset, validation=config.validation, rng=rng)
 
 
 def build_model(config: RunConfig, dataset: Dataset) -> Sequential:
@@ -175,11 +181,6 @@ class _FolderWriter(Callback):
 
     def on_epoch_end(self, trainer, row):
         trainer.history.save(self.folder / HISTORY)
-
-
-def _load_data(config: RunConfig) -> Dataset:
-    rng = np.random.default_rng([config.seed, 1])  # apart from the stream of the weights
-    return load_dataset(config.dataset, validation=config.validation, rng=rng)
 
 
 def _build_mlp(config: RunConfig, n_features: int, n_classes: int) -> Sequential:
