@@ -7,6 +7,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Collection
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -99,6 +100,7 @@ _PANEL_FROM = {  # the setting that opens each group of flags in the help
 }
 
 
+@cache
 def _panels() -> dict[str, str]:
     """The group of every setting, in the order of :class:`RunConfig`."""
     panels, panel = {}, ""

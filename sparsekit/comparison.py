@@ -20,7 +20,7 @@ from sparsekit.config import RunConfig, make_config
 from sparsekit.data import Dataset
 from sparsekit.errors import InputError, RunError
 from sparsekit.inference import FORMATS, inference_times
-from sparsekit.kernels.threads import default_threads, thread_limit
+from sparsekit.kernels.threads import resolve_threads, thread_limit
 from sparsekit.training.folder import make_folder
 from sparsekit.training.run import build_model, build_trainer, load_data, load_run
 
@@ -89,7 +89,7 @@ def compare(
             result = _train_in_a_process(config, folder / name, overwrite)
             results.setdefault((label, _sparsity_of(config)), []).append(result | {"run": name})
     rows = [summarize(label, sparsity, runs) for (label, sparsity), runs in results.items()]
-    with thread_limit(plan[0][1].threads or default_threads()):
+    with thread_limit(plan[0][1].threads):
         for row, runs in zip(rows, results.values(), strict=True):
             row |= _inference(folder / runs[0]["run"])
     _save(rows, folder, plan[0][1])
@@ -138,8 +138,7 @@ def _plan(
                 datasets[key] = load_data(config)
             dataset = datasets[key]
             build_trainer(config, build_model(config, dataset), progress=False).prepare(dataset)
-            with thread_limit(config.threads or default_threads()):
-                pass
+            resolve_threads(config.threads)
     return plan
 
 

@@ -80,17 +80,13 @@ class RunConfig(BaseModel):
     lr_schedule: Literal["constant", "step", "cosine"] = Field("cosine", description="learning rate over training")
     warmup_epochs: NotNegative = Field(0.0, description="epochs of linear warm-up")
     step_epochs: Positive = Field(30.0, description="step schedule: epochs between two decays")
-    step_factor: Annotated[float, Field(gt=0, le=1), _NoBool] = Field(
-        0.1, description="step schedule: factor of a decay"
-    )
+    step_factor: PositiveFraction = Field(0.1, description="step schedule: factor of a decay")
     momentum: FractionBelowOne = Field(0.9, description="SGD momentum")
     nesterov: bool = Field(True, description="SGD with Nesterov momentum")
     weight_decay: NotNegative = Field(5e-4, description="weight decay")
     label_smoothing: FractionBelowOne = Field(0.0, description="share of the target spread over all classes")
 
-    seed: Annotated[int, Field(ge=0), _NoBool] = Field(
-        0, description="seed of masks, weights, batches and random growth"
-    )
+    seed: Seed = Field(0, description="seed of masks, weights, batches and random growth")
     threads: Count | None = Field(None, description="threads of kernels and BLAS (default: all processors)")
     backend: Literal["reference", "vectorized", "csr", "cpu"] = Field(
         "cpu", description="kernels of sparse layers"

@@ -202,7 +202,7 @@ def test_threads_limit_the_training(train, monkeypatch):
     @contextmanager
     def limit(threads):
         events.append(threads)
-        yield
+        yield threads
         events.append("free again")
 
     fit = Trainer.fit

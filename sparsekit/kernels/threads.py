@@ -10,37 +10,39 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 from sparsekit.checks import require_integer
 
 
-def default_threads() -> int:
-    """Processors this process may use, or fewer where Numba was limited to fewer."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(processors, _numba_limit())
-
-
-@contextmanager
-def thread_limit(threads: int) -> Iterator[None]:
-    """Within the context Numba kernels and BLAS use `threads` threads each (they never run at the same time).
+def resolve_threads(threads: int | None) -> int:
+    """The thread count itself; for None the processors this process may use, or Numba's limit if that is lower.
 
     Raises
     ------
     InputError
         If `threads` is not between 1 and Numba's own limit, the number of processors it found at import.
     """
+    from numba.core import config
+
+    limit: int = config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
+    if threads is not None:
+        return require_integer("threads", threads, 1, limit)
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(processors, limit)
+
+
+@contextmanager
+def thread_limit(threads: int | None) -> Iterator[int]:
+    """Within the context Numba kernels and BLAS use `threads` threads each (they never run at the same time).
+
+    `threads` is read, and refused, by :func:`resolve_threads`; the context gives the number it resolves to.
+    """
     import numba
 
-    threads = require_integer("threads", threads, 1, _numba_limit())
+    threads = resolve_threads(threads)
     before = numba.get_num_threads()
     numba.set_num_threads(threads)
     try:
         with threadpool_limits(threads):
-            yield
+            yield threads
     finally:
         numba.set_num_threads(before)
-
-
-def _numba_limit() -> int:
-    from numba.core import config
-
-    return config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from sparsekit.atomic import atomic_path, write_text
 from sparsekit.config import RunConfig, make_config, read_toml
 from sparsekit.data import Dataset, Standardization, load_dataset
 from sparsekit.errors import InputError
-from sparsekit.kernels.threads import default_threads, thread_limit
+from sparsekit.kernels.threads import thread_limit
 from sparsekit.models import linear_layers, mlp
 from sparsekit.nn import Sequential
 from sparsekit.optim import SGD, AdamW, LearningRate, Optimizer
@@ -77,10 +77,10 @@ def train_run(config: RunConfig, folder: str | Path, *, overwrite: bool = False,
     model = build_model(config, dataset)
     check_folder(folder, overwrite=overwrite)
     trainer = build_trainer(config, model, progress=progress, callbacks=[_FolderWriter(folder, config)])
-    with thread_limit(config.threads or default_threads()), replacing(folder):
+    with thread_limit(config.threads) as threads, replacing(folder):
         compile_seconds = _compile_kernels(model, min(config.batch_size, len(dataset.x_train)))
         history = trainer.fit(dataset)
-        result = _result(config, trainer, dataset) | {"compile_seconds": compile_seconds}
+        result = _result(config, trainer, dataset) | {"compile_seconds": compile_seconds, "threads": threads}
         run = Run(config, history, result, trainer.classifier)
         _save(run, folder, dataset)
     return run
@@ -234,7 +234,6 @@ def _result(config: RunConfig, trainer: Trainer, dataset: Dataset) -> dict[str, 
         "weight_bytes": counting.weight_bytes(trainer.model),
         "seconds_per_epoch": float(np.median(trainer.history.column("seconds"))),
         "peak_memory_bytes": counting.peak_memory_bytes(),
-        "threads": config.threads or default_threads(),
     }
 
 

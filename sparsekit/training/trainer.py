@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from sparsekit.checks import require_fraction, require_integer
+from sparsekit.condensed import CondensedMatrix
 from sparsekit.counting import layer_summary, sparsity
+from sparsekit.csr import CSRMatrix
 from sparsekit.data import BatchLoader, Dataset, Standardization
 from sparsekit.errors import DivergedError, InputError
 from sparsekit.kernels.threads import one_blas_thread
@@ -257,12 +259,13 @@ class Trainer:
             return
         if not hasattr(self.topology, "update"):
             raise InputError(f"topology must be a method such as SRigL(), or None, not {self.topology!r}")
-        wanted = "CondensedMatrix" if self.topology.constant_fan_in else "CSRMatrix"
+        wanted = CondensedMatrix if self.topology.constant_fan_in else CSRMatrix
         for name, layer in self.layers.items():
-            stored = type(layer.matrix).__name__
-            if stored != wanted:
-                method = type(self.topology).__name__
-                raise InputError(f"topology {method} needs {wanted} weights, but layer {name!r} has a {stored}")
+            if not isinstance(layer.matrix, wanted):
+                method, stored = type(self.topology).__name__, type(layer.matrix).__name__
+                raise InputError(
+                    f"topology {method} needs {wanted.__name__} weights, but layer {name!r} has a {stored}"
+                )
 
     def _notify(self, event: str, *details: Any) -> None:
         for callback in self.callbacks:
