@@ -100,9 +100,9 @@ class CondensedMatrix(SparseMatrix):
         counts[self.rows] = self.fan_in
         return counts
 
-    def row_of_slot(self) -> np.ndarray:
-        """Int32 (nnz,), the neuron of each stored weight."""
-        return np.repeat(self.rows, self.fan_in)
+    def row_pointers(self) -> np.ndarray:
+        """Int64 (n_out + 1,), neuron n owns the stored weights from row_pointers()[n] to row_pointers()[n + 1]."""
+        return np.concatenate([[0], np.cumsum(self.fan_ins())])
 
     def flat_positions(self) -> np.ndarray:
         """Int64 (nnz,), row * n_in + column of each stored weight, ascending."""
@@ -122,18 +122,17 @@ class CondensedMatrix(SparseMatrix):
 
     def to_csr(self) -> CSRMatrix:
         """The same matrix in CSR storage, with a copy of the values."""
-        indptr = np.concatenate([[0], np.cumsum(self.fan_ins())])
-        return CSRMatrix(self.values.flatten(), self.indices.ravel(), indptr, self.shape)
+        return CSRMatrix(self.values.flatten(), self.indices.ravel(), self.row_pointers(), self.shape)
 
-    def _matmul(self, x, backend, out):
-        return get_backend(backend).condensed_matmul(self.values, self.indices, self.rows, x, out)
+    def _matmul(self, x, backend, out, bias, relu):
+        kernels = get_backend(backend)
+        return kernels.condensed_matmul(self.values, self.indices, self.rows, x, out, self.plan, bias, relu)
 
     def _rmatmul(self, g, backend, out):
-        kernels = get_backend(backend)
-        return kernels.condensed_rmatmul(self.values, self.indices, self.rows, g, out, self.transposed)
+        return get_backend(backend).condensed_rmatmul(self.values, self.indices, self.rows, g, out, self.plan)
 
     def _sampled_outer(self, g, x, backend, out):
-        return get_backend(backend).condensed_sampled_outer(self.indices, self.rows, g, x, out)
+        return get_backend(backend).condensed_sampled_outer(self.indices, self.rows, g, x, out, self.plan)
 
 
 def _require_ascending(name: str, indices: np.ndarray) -> None:

@@ -76,7 +76,8 @@ class CSRMatrix(SparseMatrix):
 
     def flat_positions(self) -> np.ndarray:
         """Int64 (nnz,), row * n_in + column of each stored weight, ascending."""
-        return self.row_of_slot() * self.shape[1] + self.indices
+        rows = np.repeat(np.arange(self.shape[0]), self.fan_ins())
+        return rows * self.shape[1] + self.indices
 
     def mask(self) -> np.ndarray:
         """Bool (n_out, n_in), True where a weight is stored."""
@@ -90,16 +91,16 @@ class CSRMatrix(SparseMatrix):
         weight.flat[self.flat_positions()] = self.values
         return weight
 
-    def row_of_slot(self) -> np.ndarray:
-        """Int64 (nnz,), the neuron of each stored weight."""
-        return np.repeat(np.arange(self.shape[0]), self.fan_ins())
+    def row_pointers(self) -> np.ndarray:
+        """Int64 (n_out + 1,), `indptr` itself."""
+        return self.indptr
 
-    def _matmul(self, x, backend, out):
-        return get_backend(backend).csr_matmul(self.values, self.indices, self.indptr, x, out)
+    def _matmul(self, x, backend, out, bias, relu):
+        kernels = get_backend(backend)
+        return kernels.csr_matmul(self.values, self.indices, self.indptr, x, out, self.plan, bias, relu)
 
     def _rmatmul(self, g, backend, out):
-        kernels = get_backend(backend)
-        return kernels.csr_rmatmul(self.values, self.indices, self.indptr, g, out, self.transposed)
+        return get_backend(backend).csr_rmatmul(self.values, self.indices, self.indptr, g, out, self.plan)
 
     def _sampled_outer(self, g, x, backend, out):
-        return get_backend(backend).csr_sampled_outer(self.indices, self.indptr, g, x, out)
+        return get_backend(backend).csr_sampled_outer(self.indices, self.indptr, g, x, out, self.plan)

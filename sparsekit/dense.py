@@ -5,6 +5,7 @@ from typing import Self
 import numpy as np
 
 from sparsekit.errors import InputError
+from sparsekit.kernels.epilogue import finish
 from sparsekit.masks import require_mask
 from sparsekit.stored import StoredMatrix, require_values
 
@@ -50,8 +51,8 @@ class DenseMatrix(StoredMatrix):
         """A copy of the weights."""
         return self.values.copy()
 
-    def _matmul(self, x, backend, out):
-        return np.matmul(self.values, x, out=out)
+    def _matmul(self, x, backend, out, bias, relu):
+        return finish(np.matmul(self.values, x, out=out), bias, relu)
 
     def _rmatmul(self, g, backend, out):
         return np.matmul(self.values.T, g, out=out)

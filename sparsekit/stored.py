@@ -1,14 +1,15 @@
 """What all storage formats share: the three products with checked arguments."""
 
 from abc import ABC, abstractmethod
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Self
 
 import numpy as np
 
 from sparsekit.checks import require_integer
 from sparsekit.errors import InputError
-from sparsekit.kernels.transpose import TransposedIndex, transposed_index
+from sparsekit.kernels.memory import aligned_empty
+from sparsekit.kernels.plan import Plan
 
 FLOAT_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -68,20 +69,36 @@ class StoredMatrix(ABC):
         """Number of stored weights."""
         return self.values.size
 
-    def matmul(self, x: np.ndarray, backend: str = "cpu", out: np.ndarray | None = None) -> np.ndarray:
-        """W x.
+    def matmul(
+        self,
+        x: np.ndarray,
+        backend: str = "cpu",
+        out: np.ndarray | None = None,
+        *,
+        bias: np.ndarray | None = None,
+        relu: bool = False,
+    ) -> np.ndarray:
+        """W x, or max(W x + bias, 0) with a bias and ReLU.
 
         Parameters
         ----------
         x : (n_in, batch) or (n_in,)
         backend : "reference", "vectorized", "csr" or "cpu"
         out : C-contiguous (n_out, batch) of the matrix's dtype, overwritten; a new array if None
+        bias : (n_out,) or (n_out, 1), added to each column; None for none
+        relu : whether negative results become zero
 
         Returns
         -------
-        (n_out, batch) or (n_out,); rows of ablated neurons are zero.
+        (n_out, batch) or (n_out,); rows of ablated neurons are zero before the bias is added.
         """
-        return self._product("x", x, self.shape[1], self.shape[0], self._matmul, backend, out)
+        if bias is not None:
+            bias = self._operand("bias", bias, self.shape[0])
+            if bias.shape[1] != 1:
+                raise InputError(f"bias must have shape ({self.shape[0]},) or ({self.shape[0]}, 1)")
+            bias = bias[:, 0]
+        compute = partial(self._matmul, bias=bias, relu=relu)
+        return self._product("x", x, self.shape[1], self.shape[0], compute, backend, out)
 
     def rmatmul(self, g: np.ndarray, backend: str = "cpu", out: np.ndarray | None = None) -> np.ndarray:
         """W^T g.
@@ -126,7 +143,9 @@ class StoredMatrix(ABC):
         return f"{type(self).__name__}({n_out} x {n_in}, nnz={self.nnz}, {self.dtype}, {self.nbytes} bytes)"
 
     @abstractmethod
-    def _matmul(self, x: np.ndarray, backend: str, out: np.ndarray) -> np.ndarray: ...
+    def _matmul(
+        self, x: np.ndarray, backend: str, out: np.ndarray, bias: np.ndarray | None, relu: bool
+    ) -> np.ndarray: ...
 
     @abstractmethod
     def _rmatmul(self, g: np.ndarray, backend: str, out: np.ndarray) -> np.ndarray: ...
@@ -142,44 +161,33 @@ class StoredMatrix(ABC):
         return result[:, 0] if np.ndim(operand) == 1 else result
 
     def _operand(self, name: str, array: np.ndarray, n_rows: int) -> np.ndarray:
-        array = np.asarray(array)
-        if array.dtype.kind not in "fiub":
-            raise InputError(f"{name} must hold real numbers, not {array.dtype}")
+        array = real_array(name, array, self.dtype)
         if array.ndim not in (1, 2) or array.shape[0] != n_rows:
             raise InputError(f"{name} must have shape ({n_rows}, batch) or ({n_rows},), not {array.shape}")
-        if array.ndim == 1:
-            array = array[:, None]
-        array = np.ascontiguousarray(array, dtype=self.dtype)
-        return array if array.flags.writeable else array.copy()
+        return array.reshape(n_rows, -1) if array.ndim == 1 else array
 
     def _output(self, out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
-        if out is None:
-            return np.empty(shape, dtype=self.dtype)
-        usable = isinstance(out, np.ndarray) and out.shape == shape and out.dtype == self.dtype
-        if not usable or not out.flags.c_contiguous or not out.flags.writeable:
-            kind = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-            raise InputError(f"out must be a writeable C-contiguous {self.dtype} array {shape}, not {kind}")
-        return out
+        return aligned_empty(shape, self.dtype) if out is None else require_output(out, shape, self.dtype)
 
 
 class SparseMatrix(StoredMatrix):
-    """A stored matrix with an index, and the transposed index that its input gradient reads."""
+    """A stored matrix with an index, and the plan by which its products read it."""
 
     indices: np.ndarray
 
     @abstractmethod
-    def row_of_slot(self) -> np.ndarray:
-        """Integer (nnz,), the neuron of each stored weight in the order of `values`."""
+    def row_pointers(self) -> np.ndarray:
+        """Int64 (n_out + 1,), neuron n owns the stored weights from row_pointers()[n] to row_pointers()[n + 1]."""
 
     @cached_property
-    def transposed(self) -> TransposedIndex:
-        """The transposed index that :meth:`rmatmul` reads, built on first use."""
-        return transposed_index(self.indices.ravel(), self.row_of_slot(), *self.shape)
+    def plan(self) -> Plan:
+        """What the products need beside values and indices; its parts are built on first use."""
+        return Plan(self.row_pointers(), self.indices.reshape(-1), self.shape)
 
     @property
     def held_nbytes(self) -> int:
-        """`nbytes` and the transposed index, once a product has needed it."""
-        return self.nbytes + (self.transposed.nbytes if "transposed" in self.__dict__ else 0)
+        """`nbytes` and the parts of the plan that products have needed."""
+        return self.nbytes + (self.plan.nbytes if "plan" in self.__dict__ else 0)
 
 
 def require_values(values: np.ndarray, ndim: int) -> np.ndarray:
@@ -193,6 +201,24 @@ def require_values(values: np.ndarray, ndim: int) -> np.ndarray:
         raise InputError("values must be finite, but they hold NaN or infinity")
     array = np.ascontiguousarray(array)
     return array if array.flags.writeable else array.copy()
+
+
+def real_array(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return `array` as a writable C-contiguous array of `dtype`, copied only if it is not one already."""
+    array = np.asarray(array)
+    if array.dtype != dtype and array.dtype.kind not in "fiub":
+        raise InputError(f"{name} must hold real numbers, not {array.dtype}")
+    array = np.asarray(array, dtype=dtype, order="C")
+    return array if array.flags.writeable else array.copy()
+
+
+def require_output(out: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return `out` if a product of this shape and dtype can be written to it."""
+    usable = isinstance(out, np.ndarray) and out.shape == shape and out.dtype == dtype
+    if not usable or not out.flags.c_contiguous or not out.flags.writeable:
+        kind = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise InputError(f"out must be a writeable C-contiguous {dtype} array {shape}, not {kind}")
+    return out
 
 
 def require_shape(shape: tuple[int, int]) -> tuple[int, int]:

@@ -21,7 +21,8 @@ ALLOWED = {
     "stored": {"masks", "kernels"},
     "csr": {"masks", "kernels", "stored"},
     "condensed": {"masks", "kernels", "stored", "csr"},
-    "dense": {"masks", "stored"},
+    "dense": {"masks", "kernels", "stored"},
+    "convolution": {"kernels", "stored"},
     "nn": {"stored"},
     "optim": {"nn"},
     "data": set(),
@@ -35,7 +36,10 @@ ALLOWED = {
         "stored", "csr", "condensed", "dense",
     },
     "comparison": {"config", "data", "inference", "kernels", "training", "figures"},
-    "cli": {"config", "training", "comparison"},
+    "bench": {
+        "config", "data", "training", "counting", "figures", "kernels", "masks", "csr", "condensed", "convolution",
+    },
+    "cli": {"config", "training", "comparison", "bench"},
     "__main__": {"cli"},
 }  # fmt: skip
 

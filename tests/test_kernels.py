@@ -69,7 +69,7 @@ def test_every_backend_equals_the_reference(backend, storage, data):
 def test_the_parallel_kernels_equal_the_reference(storage, data):
     layer = data.draw(layers(storage))
     with pytest.MonkeyPatch.context() as patch:  # the layers here are too small to be run in parallel
-        patch.setattr("sparsekit.kernels.cpu._PARALLEL_FROM", 0)
+        patch.setattr("sparsekit.kernels.compiled._PARALLEL_FROM", 0)
         check_against_the_reference("cpu", storage, layer)
 
 
@@ -115,11 +115,11 @@ def check_against_the_reference(backend, storage, layer):
     outer = getattr(reference, f"{prefix}_sampled_outer")
     # integers below 2**24: every order of summation gives the same float
     y, dx = np.empty_like(g), np.empty_like(x)
-    expected = forward(matrix.values, matrix.indices, *where, x, y)
+    expected = forward(matrix.values, matrix.indices, *where, x, y, matrix.plan)
     np.testing.assert_array_equal(matrix.matmul(x, backend), expected)
-    expected = backward(matrix.values, matrix.indices, *where, g, dx, matrix.transposed)
+    expected = backward(matrix.values, matrix.indices, *where, g, dx, matrix.plan)
     np.testing.assert_array_equal(matrix.rmatmul(g, backend), expected)
-    expected = outer(matrix.indices, *where, g, x, np.empty_like(matrix.values))
+    expected = outer(matrix.indices, *where, g, x, np.empty_like(matrix.values), matrix.plan)
     np.testing.assert_array_equal(matrix.sampled_outer(g, x, backend), expected)
 
 
@@ -164,14 +164,14 @@ def test_nan_and_infinity_come_through(backend, storage):
 def test_same_bits_for_any_thread_count(storage):
     import numba
 
-    from sparsekit.kernels import cpu
+    from sparsekit.kernels.compiled import _PARALLEL_FROM
 
     if numba.config.NUMBA_NUM_THREADS < 2:
         pytest.skip("needs a machine with at least 2 processors")
     rng = np.random.default_rng(0)
     mask = random_mask(storage, (200, 400), 0.15, rng)
     mask[::7] = False
-    assert mask.sum() * 128 > cpu._PARALLEL_FROM  # else one thread would do it all
+    assert mask.sum() * 128 > _PARALLEL_FROM  # else one thread would do it all
     matrix = storage.from_dense(rng.standard_normal(mask.shape).astype(np.float32), mask)
     x, g = rng.standard_normal((2, 400, 128)).astype(np.float32)
     g = g[:200].copy()
@@ -216,7 +216,7 @@ def test_the_largest_uint16_width():
 def test_no_more_specialisations_than_dtypes_need():
     from sparsekit.kernels import cpu
 
-    if not hasattr(cpu._gather_rows.serial, "signatures"):
+    if not hasattr(cpu._gather_wide.serial, "signatures"):
         pytest.skip("NUMBA_DISABLE_JIT=1: nothing is compiled")
     rng = np.random.default_rng(0)
     mask = random_constant_fan_in((6, 8), 2, rng)
@@ -224,7 +224,7 @@ def test_no_more_specialisations_than_dtypes_need():
     read_only, strided = np.ones((8, 4)), np.ones((8, 8))[:, ::2]
     read_only.flags.writeable = False
     condensed @ np.ones((8, 4))
-    kernels = [version for kernel in (cpu._gather_rows, cpu._dot_rows) for version in kernel]
+    kernels = [version for kernel in (cpu._gather_wide, cpu._dot_rows) for version in kernel]
     condensed @ np.ones(8)
     before = [len(kernel.signatures) for kernel in kernels]
     for matrix in (condensed, condensed.to_csr()):

@@ -1,210 +1,360 @@
-"""Numba-parallel kernels for feature-major arrays.
+"""Numba-parallel kernels for feature-major arrays, with the innermost loops of :mod:`sparsekit.kernels.simd`.
 
-With X (features, batch) every stored weight is one contiguous `y[:] += w * x[:]` over the batch: vectorised
-by the compiler, without a gather instruction, the same loop for all products. Several stored weights are taken
-an iteration, so that each row of y is loaded and stored less often. A batch of one is a dot product a row.
+With X (features, batch) every stored weight is one contiguous `y[:] += w * x[:]` over the batch: vectors without a
+gather instruction, the same loop for W X and, over the transposed index, for W^T G. How it runs depends on the batch:
 
-Each iteration of a `prange` owns the rows it writes and sums them in a fixed order: no races, and the same bits
-for any number of threads. Condensed storage is CSR with rows of equal length, so both run the same kernels.
-`prange` neither raises nor checks bounds: the indices were validated when the matrix was built.
+one sample
+    a dot product a row.
+direct
+    row by row, as many samples at a time as fit the registers. Best while the rows of X that a neuron reads stay in
+    the second-level cache, or are read by few.
+blocked
+    a tile of 128 bytes of the batch at a time: the tile of 256 inputs is copied to a contiguous place that fits the
+    first-level cache, and every neuron adds up its weights in that block. For wide batches and inputs read by many.
+
+The weight gradient holds a part of a row of G in registers and multiplies it with the rows of X that the neuron reads.
+
+Each iteration of a `prange` owns what it writes and sums in an order that depends on the shapes alone: no races, and
+the same bits for any number of threads. Condensed storage is CSR with rows of equal length, so both run the same
+kernels. `prange` neither raises nor checks bounds: the indices were validated when the matrix was built.
 Arguments as in :mod:`sparsekit.kernels.reference`.
 """
-
-from collections.abc import Callable
-from functools import lru_cache
-from typing import NamedTuple
 
 import numba
 import numpy as np
 
-# Sums may be reordered and contracted to fused multiply-adds; NaN and Inf keep their meaning.
-FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
+from sparsekit.kernels.compiled import compiled, run
+from sparsekit.kernels.memory import LINE, address, aligned_empty
+from sparsekit.kernels.plan import BLOCK, Order, Plan
+from sparsekit.kernels.simd import VECTOR_BYTES, copy_rows, lanes, row_products, sparse_dot, weighted_rows
 
-_PARALLEL_FROM = 500_000  # multiply-adds, roughly 50 microseconds on one thread
+_TILE_BYTES = 128  # of the batch, in the blocked product
+_BLOCKED_FROM = 512  # bytes of a row of X
+_BLOCKED_RUN = 8  # stored weights of a neuron in one block of inputs
+_ALIGNED_READERS = 8  # neurons that read an input; fewer do not pay for copying it
+_CACHED = 2**19  # bytes of X that stay in the second-level cache while all neurons read it
+
+_NO_BIAS = {dtype: np.empty(0, dtype=dtype) for dtype in (np.dtype(np.float32), np.dtype(np.float64))}
 
 
-def condensed_matmul(values, indices, rows, x, out):
+def condensed_matmul(values, indices, rows, x, out, plan, bias=None, relu=False):
     """out = W x; rows of ablated neurons are zero."""
-    if len(rows) < len(out):
-        out[...] = 0
-    return _forward(values.reshape(-1), indices.reshape(-1), _row_starts(indices.shape), rows, x, out)
+    return _forward(values.reshape(-1), indices.reshape(-1), x, out, plan, bias, relu)
 
 
-def condensed_rmatmul(values, indices, rows, g, out, transposed):
+def condensed_rmatmul(values, indices, rows, g, out, plan):
     """out = W^T g."""
-    return _input_gradient(values.reshape(-1), transposed, g, out)
+    return _input_gradient(values.reshape(-1), g, out, plan)
 
 
-def condensed_sampled_outer(indices, rows, g, x, out):
+def condensed_sampled_outer(indices, rows, g, x, out, plan):
     """out = g x^T at the stored positions."""
-    _weight_gradient(indices.reshape(-1), _row_starts(indices.shape), rows, g, x, out.reshape(-1))
+    _weight_gradient(indices.reshape(-1), g, x, out.reshape(-1), plan)
     return out
 
 
-def csr_matmul(values, indices, indptr, x, out):
+def csr_matmul(values, indices, indptr, x, out, plan, bias=None, relu=False):
     """out = W x."""
-    return _forward(values, indices, indptr, _all_rows(len(out)), x, out)
+    return _forward(values, indices, x, out, plan, bias, relu)
 
 
-def csr_rmatmul(values, indices, indptr, g, out, transposed):
+def csr_rmatmul(values, indices, indptr, g, out, plan):
     """out = W^T g."""
-    return _input_gradient(values, transposed, g, out)
+    return _input_gradient(values, g, out, plan)
 
 
-def csr_sampled_outer(indices, indptr, g, x, out):
+def csr_sampled_outer(indices, indptr, g, x, out, plan):
     """out = g x^T at the stored positions."""
-    return _weight_gradient(indices, indptr, _all_rows(len(g)), g, x, out)
+    return _weight_gradient(indices, g, x, out, plan)
 
 
-def _forward(values, indices, indptr, rows, x, out):
+def transpose(x: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """out = x^T, block by block."""
+    run(_transpose, x.size, x, out)
+    return out
+
+
+def _forward(values, indices, x, out, plan: Plan, bias, relu):
+    bias = _NO_BIAS[out.dtype] if bias is None else bias
+    if _wants_blocks(values.size, x, len(out)):
+        order = plan.by_row_blocked
+        _gather_blocked(_in_order(order, values), order, x, bias, relu, out)
+    else:
+        _gather(values, indices, plan.indptr, x, bias, relu, out)
+    return out
+
+
+def _input_gradient(values, g, out, plan: Plan):
+    bias = _NO_BIAS[out.dtype]
+    if _wants_blocks(values.size, g, len(out)):
+        order = plan.by_column_blocked
+        _gather_blocked(_in_order(order, values), order, g, bias, False, out)
+    else:
+        order = plan.by_column
+        _gather(_in_order(order, values), order.indices, order.indptr, g, bias, False, out)
+    return out
+
+
+def _weight_gradient(indices, g, x, out, plan: Plan):
+    work = indices.size * x.shape[1]
+    if x.shape[1] == 1:
+        run(_scaled_inputs, work, indices, plan.indptr, g.reshape(-1), x.reshape(-1), out)
+        return out
+    readers = indices.size / len(x)
+    g, x = _whole_vectors(g, readers), _whole_vectors(x, readers)
+    if x.strides[0] < VECTOR_BYTES:
+        run(_products_narrow, work, indices, plan.indptr, g, x, out)
+    else:
+        starts = plan.row_starts if x.nbytes <= _CACHED else plan.block_starts
+        run(_products, work, indices, starts, g, x, out)
+    return out
+
+
+def _wants_blocks(nnz: int, x: np.ndarray, n_rows: int) -> bool:
+    """Whether tiles pay: rows of x long enough to conflict in the cache, and runs of weights long enough to go on."""
+    n_blocks = -(-len(x) // BLOCK)
+    return x.shape[1] * x.itemsize >= _BLOCKED_FROM and nnz >= _BLOCKED_RUN * n_blocks * n_rows
+
+
+def _in_order(order: Order, values: np.ndarray) -> np.ndarray:
+    packed = order.buffer(values.dtype)
+    run(_take, values.size, values, order.positions, packed)
+    return packed
+
+
+def _gather(values, indices, indptr, x, bias, relu, out):
     work = values.size * x.shape[1]
     if x.shape[1] == 1:
-        _run(_dot_rows, work, values, indices, indptr, rows, x.reshape(-1), out.reshape(-1))
+        run(_dot_rows, work, values, indices, indptr, x.reshape(-1), bias, relu, out.reshape(-1))
+        return
+    x = _whole_vectors(x, values.size / len(x))
+    kernel = _gather_narrow if x.strides[0] < VECTOR_BYTES else _gather_wide
+    if x.shape[1] == out.shape[1]:
+        run(kernel, work, values, indices, indptr, x, bias, relu, out)
     else:
-        _run(_gather_rows, work, values, indices, indptr, rows, x, out)
-    return out
+        padded = aligned_empty((len(out), x.shape[1]), out.dtype)
+        run(kernel, work, values, indices, indptr, x, bias, relu, padded)
+        out[...] = padded[:, : out.shape[1]]
 
 
-def _input_gradient(values, transposed, g, out):
-    work = values.size * g.shape[1]
-    _run(_gather_columns, work, values, transposed.positions, transposed.rows, transposed.indptr, g, out)
-    return out
+def _gather_blocked(values, order: Order, x, bias, relu, out):
+    work = values.size * x.shape[1]
+    run(_gather_tiles, work, values, order.indices, order.indptr, order.block, x, bias, relu, out)
 
 
-def _weight_gradient(indices, indptr, rows, g, x, out):
-    _run(_sampled_products, indices.size * x.shape[1], indices, indptr, rows, g, x, out)
-    return out
+def _whole_vectors(x: np.ndarray, readers: float) -> np.ndarray:
+    """x with its rows filled up by zeros to whole vectors, or to 2, 4, 8, ... samples where that is less.
 
-
-class Kernel(NamedTuple):
-    """The same loops compiled for one thread and for several; each is compiled when it is first called."""
-
-    serial: Callable[..., None]
-    parallel: Callable[..., None]
-
-
-def _compiled(loops: Callable[..., None]) -> Kernel:
-    return Kernel(numba.njit(fastmath=FASTMATH)(loops), numba.njit(parallel=True, fastmath=FASTMATH)(loops))
-
-
-def _run(kernel: Kernel, multiply_adds: int, *arrays: np.ndarray) -> None:
-    """Small work stays on one thread: starting and joining the others would take longer, on a busy machine by far.
-
-    The choice looks at the work alone, not at the number of threads, so that results do not depend on it.
+    A copy if that changes x, or if x does not start on a cache line and is read often enough to pay for it.
     """
-    (kernel.parallel if multiply_adds >= _PARALLEL_FROM else kernel.serial)(*arrays)
+    n_rows, batch = x.shape
+    vector = VECTOR_BYTES // x.itemsize
+    width = -(-batch // vector) * vector if batch > vector // 2 else 1 << (batch - 1).bit_length()
+    if width == batch and (address(x) % LINE == 0 or readers < _ALIGNED_READERS):
+        return x
+    copy = aligned_empty((n_rows, width), x.dtype)
+    copy[:, :batch] = x
+    copy[:, batch:] = 0
+    return copy
 
 
-@lru_cache
-def _row_starts(shape: tuple[int, int]) -> np.ndarray:
-    n_active, fan_in = shape
-    return _read_only(np.arange(n_active + 1, dtype=np.int64) * fan_in)
+_dot = sparse_dot()
+_sum_1, _sum_2, _sum_4, _sum_8 = (weighted_rows(vectors, 8 // vectors) for vectors in (1, 2, 4, 8))
+_sum_half, _sum_quarter, _sum_eighth = (weighted_rows(1, 8, part) for part in (2, 4, 8))
+_TILE_VECTORS = _TILE_BYTES // VECTOR_BYTES
+_add_tile = weighted_rows(_TILE_VECTORS, 8 // _TILE_VECTORS, accumulate=True)
+_copy_rows = copy_rows(_TILE_VECTORS)
+_products_1, _products_2, _products_4, _products_8 = (row_products(vectors) for vectors in (1, 2, 4, 8))
+_products_half, _products_quarter, _products_eighth = (row_products(1, part) for part in (2, 4, 8))
 
 
-@lru_cache
-def _all_rows(n_out: int) -> np.ndarray:
-    return _read_only(np.arange(n_out, dtype=np.int32))
+@numba.njit
+def finish_row(y, start, end, bias, row, relu):
+    """y[start:end] = max(y + bias, 0); NaN stays NaN."""
+    if bias.size:
+        for b in range(start, end):
+            y[b] += bias[row]
+    if relu:
+        for b in range(start, end):
+            if y[b] < 0:
+                y[b] = 0
 
 
-def _read_only(array: np.ndarray) -> np.ndarray:
-    """All index arrays are read-only, as in the matrix objects, so that Numba compiles one version for them."""
-    array.flags.writeable = False
-    return array
+@compiled
+def _dot_rows(values, indices, indptr, x, bias, relu, out):
+    """For a batch of one, out[r] = sum over the slots s of row r of values[s] * x[indices[s]]."""
+    for r in numba.prange(out.shape[0]):
+        out[r] = _dot(values, indices, indptr[r], indptr[r + 1], x)
+        finish_row(out, r, r + 1, bias, r, relu)
 
 
-@_compiled
-def _gather_rows(values, indices, indptr, rows, x, out):
-    """For every stored row i: out[rows[i], :] = sum over its slots s of values[s] * x[indices[s], :]."""
-    for i in numba.prange(rows.shape[0]):
-        y = out[rows[i]]
-        y[:] = 0
-        s, end = indptr[i], indptr[i + 1]
-        while s + 8 <= end:
-            w0, x0 = values[s], x[indices[s]]
-            w1, x1 = values[s + 1], x[indices[s + 1]]
-            w2, x2 = values[s + 2], x[indices[s + 2]]
-            w3, x3 = values[s + 3], x[indices[s + 3]]
-            w4, x4 = values[s + 4], x[indices[s + 4]]
-            w5, x5 = values[s + 5], x[indices[s + 5]]
-            w6, x6 = values[s + 6], x[indices[s + 6]]
-            w7, x7 = values[s + 7], x[indices[s + 7]]
-            for b in range(y.shape[0]):
-                low = w0 * x0[b] + w1 * x1[b] + w2 * x2[b] + w3 * x3[b]
-                high = w4 * x4[b] + w5 * x5[b] + w6 * x6[b] + w7 * x7[b]
-                y[b] += low + high
-            s += 8
-        while s < end:
-            w, xs = values[s], x[indices[s]]
-            for b in range(y.shape[0]):
-                y[b] += w * xs[b]
-            s += 1
+@compiled
+def _gather_narrow(values, indices, indptr, x, bias, relu, out):
+    """As :func:`_gather_wide` for a batch of half, a quarter or an eighth of a vector."""
+    batch = x.shape[1]
+    width = lanes(x)
+    flat_x, flat_out = x.reshape(-1), out.reshape(-1)
+    for r in numba.prange(out.shape[0]):
+        start, end, y = indptr[r], indptr[r + 1], r * batch
+        if batch == width // 2:
+            _sum_half(flat_out, y, values, indices, start, end, flat_x, 0, batch)
+        elif batch == width // 4:
+            _sum_quarter(flat_out, y, values, indices, start, end, flat_x, 0, batch)
+        else:
+            _sum_eighth(flat_out, y, values, indices, start, end, flat_x, 0, batch)
+        finish_row(flat_out, y, y + batch, bias, r, relu)
 
 
-@_compiled
-def _dot_rows(values, indices, indptr, rows, x, out):
-    """For a batch of one, out[rows[i]] = sum over the slots s of row i of values[s] * x[indices[s]].
+@compiled
+def _gather_wide(values, indices, indptr, x, bias, relu, out):
+    """For every row r: out[r, :] = sum over its slots s of values[s] * x[indices[s], :].
 
-    Four running sums, because an addition waits for the one before it.
+    The batch is whole vectors; it is covered by tiles of 8, 4, 2 and 1 of them.
     """
-    zero = x.dtype.type(0)
-    for i in numba.prange(rows.shape[0]):
-        s, end = indptr[i], indptr[i + 1]
-        d0, d1, d2, d3 = zero, zero, zero, zero
-        while s + 4 <= end:
-            d0 += values[s] * x[indices[s]]
-            d1 += values[s + 1] * x[indices[s + 1]]
-            d2 += values[s + 2] * x[indices[s + 2]]
-            d3 += values[s + 3] * x[indices[s + 3]]
-            s += 4
-        while s < end:
-            d0 += values[s] * x[indices[s]]
-            s += 1
-        out[rows[i]] = (d0 + d1) + (d2 + d3)
+    batch = x.shape[1]
+    width = lanes(x)
+    flat_x, flat_out = x.reshape(-1), out.reshape(-1)
+    for r in numba.prange(out.shape[0]):
+        start, end, y = indptr[r], indptr[r + 1], r * batch
+        c = 0
+        while c + 8 * width <= batch:
+            _sum_8(flat_out, y + c, values, indices, start, end, flat_x, c, batch)
+            c += 8 * width
+        if c + 4 * width <= batch:
+            _sum_4(flat_out, y + c, values, indices, start, end, flat_x, c, batch)
+            c += 4 * width
+        if c + 2 * width <= batch:
+            _sum_2(flat_out, y + c, values, indices, start, end, flat_x, c, batch)
+            c += 2 * width
+        if c < batch:
+            _sum_1(flat_out, y + c, values, indices, start, end, flat_x, c, batch)
+        finish_row(flat_out, y, y + batch, bias, r, relu)
 
 
-@_compiled
-def _gather_columns(values, positions, sources, indptr, g, out):
-    """For every column j: out[j, :] = sum over its slots s of values[positions[s]] * g[sources[s], :]."""
-    for j in numba.prange(out.shape[0]):
-        y = out[j]
+@numba.njit
+def aligned_scratch(n, like):
+    """Uninitialised (n,) of the dtype of `like`, on a cache line."""
+    buffer = np.empty(n + LINE // like.itemsize, like.dtype)
+    skip = (-buffer.ctypes.data % LINE) // like.itemsize
+    return buffer[skip : skip + n]
+
+
+@numba.njit
+def _copy_tile(x, first_row, n_rows, column, width, tile):
+    """tile = x[first_row : first_row + n_rows, column : column + width], zero beyond the last column."""
+    have = x.shape[1] - column
+    if have >= width:
+        _copy_rows(tile, 0, width, x.reshape(-1), first_row * x.shape[1] + column, x.shape[1], n_rows)
+        return
+    tile[: n_rows * width] = 0
+    for i in range(n_rows):
+        tile[i * width : i * width + have] = x[first_row + i, column:]
+
+
+@numba.njit
+def _row_parts(n_tiles, n_rows):
+    """Into how many parts to cut the rows of every tile, so that all threads have work."""
+    threads = numba.get_num_threads()
+    if n_tiles % threads == 0 or n_tiles >= 4 * threads:
+        return 1
+    return min(n_rows, -(-2 * threads // n_tiles))
+
+
+@compiled
+def _gather_tiles(values, indices, indptr, block, x, bias, relu, out):
+    """As :func:`_gather_wide` with the weights ordered by blocks of inputs."""
+    n_inputs, batch = x.shape
+    n_rows = out.shape[0]
+    width = _TILE_VECTORS * lanes(x)
+    n_tiles, n_blocks = -(-batch // width), -(-n_inputs // block)
+    n_parts = _row_parts(n_tiles, n_rows)
+    part = -(-n_rows // n_parts)
+    for task in numba.prange(n_tiles * n_parts):
+        column, low = task // n_parts * width, task % n_parts * part
+        high = min(n_rows, low + part)
+        tile, y = aligned_scratch(block * width, x), aligned_scratch(part * width, x)
         y[:] = 0
-        s, end = indptr[j], indptr[j + 1]
-        while s + 4 <= end:
-            w0, g0 = values[positions[s]], g[sources[s]]
-            w1, g1 = values[positions[s + 1]], g[sources[s + 1]]
-            w2, g2 = values[positions[s + 2]], g[sources[s + 2]]
-            w3, g3 = values[positions[s + 3]], g[sources[s + 3]]
-            for b in range(y.shape[0]):
-                y[b] += w0 * g0[b] + w1 * g1[b] + w2 * g2[b] + w3 * g3[b]
-            s += 4
-        while s < end:
-            w, gs = values[positions[s]], g[sources[s]]
-            for b in range(y.shape[0]):
-                y[b] += w * gs[b]
-            s += 1
+        for j in range(n_blocks):
+            _copy_tile(x, j * block, min(block, n_inputs - j * block), column, width, tile)
+            for r in range(low, high):
+                run = j * n_rows + r
+                _add_tile(y, (r - low) * width, values, indices, indptr[run], indptr[run + 1], tile, 0, width)
+        have = min(width, batch - column)
+        for r in range(low, high):
+            here = (r - low) * width
+            finish_row(y, here, here + width, bias, r, relu)
+            sums, target = y[here : here + have], out[r, column : column + have]
+            for t in range(have):
+                target[t] = sums[t]
 
 
-@_compiled
-def _sampled_products(indices, indptr, rows, g, x, out):
-    """For every slot s of every stored row i: out[s] = sum over b of g[rows[i], b] * x[indices[s], b]."""
-    zero = g.dtype.type(0)
-    for i in numba.prange(rows.shape[0]):
-        gi = g[rows[i]]
-        s, end = indptr[i], indptr[i + 1]
-        while s + 4 <= end:
-            x0, x1, x2, x3 = x[indices[s]], x[indices[s + 1]], x[indices[s + 2]], x[indices[s + 3]]
-            d0, d1, d2, d3 = zero, zero, zero, zero
-            for b in range(gi.shape[0]):
-                d0 += gi[b] * x0[b]
-                d1 += gi[b] * x1[b]
-                d2 += gi[b] * x2[b]
-                d3 += gi[b] * x3[b]
-            out[s], out[s + 1], out[s + 2], out[s + 3] = d0, d1, d2, d3
-            s += 4
-        while s < end:
-            xs = x[indices[s]]
-            d = zero
-            for b in range(gi.shape[0]):
-                d += gi[b] * xs[b]
-            out[s] = d
-            s += 1
+@compiled
+def _products(indices, starts, g, x, out):
+    """For every slot s of every row r: out[s] = sum over b of g[r, b] * x[indices[s], b].
+
+    Block by block of inputs; the batch is whole vectors.
+    """
+    batch, n_rows = x.shape[1], g.shape[0]
+    width = lanes(x)
+    n_parts = min(n_rows, 4 * numba.get_num_threads())
+    flat_g, flat_x = g.reshape(-1), x.reshape(-1)
+    for part in numba.prange(n_parts):
+        for j in range(starts.shape[0] - 1):
+            for r in range(part * n_rows // n_parts, (part + 1) * n_rows // n_parts):
+                start, end, gr = starts[j, r], starts[j + 1, r], r * batch
+                out[start:end] = 0
+                c = 0
+                while c + 8 * width <= batch:
+                    _products_8(out, indices, start, end, flat_g, gr + c, flat_x, c, batch)
+                    c += 8 * width
+                if c + 4 * width <= batch:
+                    _products_4(out, indices, start, end, flat_g, gr + c, flat_x, c, batch)
+                    c += 4 * width
+                if c + 2 * width <= batch:
+                    _products_2(out, indices, start, end, flat_g, gr + c, flat_x, c, batch)
+                    c += 2 * width
+                if c < batch:
+                    _products_1(out, indices, start, end, flat_g, gr + c, flat_x, c, batch)
+
+
+@compiled
+def _products_narrow(indices, indptr, g, x, out):
+    """As :func:`_products` for a batch of half, a quarter or an eighth of a vector."""
+    batch = x.shape[1]
+    width = lanes(x)
+    flat_g, flat_x = g.reshape(-1), x.reshape(-1)
+    for r in numba.prange(g.shape[0]):
+        start, end = indptr[r], indptr[r + 1]
+        out[start:end] = 0
+        if batch == width // 2:
+            _products_half(out, indices, start, end, flat_g, r * batch, flat_x, 0, batch)
+        elif batch == width // 4:
+            _products_quarter(out, indices, start, end, flat_g, r * batch, flat_x, 0, batch)
+        else:
+            _products_eighth(out, indices, start, end, flat_g, r * batch, flat_x, 0, batch)
+
+
+@compiled
+def _scaled_inputs(indices, indptr, g, x, out):
+    """As :func:`_products` for a batch of one."""
+    for r in numba.prange(g.shape[0]):
+        for s in range(indptr[r], indptr[r + 1]):
+            out[s] = g[r] * x[indices[s]]
+
+
+@compiled
+def _take(values, positions, out):
+    """out = values[positions]."""
+    for s in numba.prange(positions.size):
+        out[s] = values[positions[s]]
+
+
+@compiled
+def _transpose(x, out):
+    """out = x^T, in squares of 16."""
+    n_rows, n_columns = x.shape
+    for i in numba.prange(-(-n_columns // 16)):
+        for row in range(0, n_rows, 16):
+            for c in range(16 * i, min(n_columns, 16 * i + 16)):
+                for r in range(row, min(n_rows, row + 16)):
+                    out[c, r] = x[r, c]

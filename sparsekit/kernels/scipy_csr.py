@@ -7,34 +7,38 @@ module. Arguments as in :mod:`sparsekit.kernels.reference`.
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from sparsekit.kernels.epilogue import finish
 
-def condensed_matmul(values, indices, rows, x, out):
+
+def condensed_matmul(values, indices, rows, x, out, plan, bias=None, relu=False):
     """out = W x."""
-    return _product(_condensed_to_csr(values, indices, rows, (out.shape[0], x.shape[0])), x, out)
+    weight = _condensed_to_csr(values, indices, rows, (out.shape[0], x.shape[0]))
+    return finish(_product(weight, x, out), bias, relu)
 
 
-def condensed_rmatmul(values, indices, rows, g, out, transposed):
+def condensed_rmatmul(values, indices, rows, g, out, plan):
     """out = W^T g."""
     return _product(_condensed_to_csr(values, indices, rows, (g.shape[0], out.shape[0])).T, g, out)
 
 
-def condensed_sampled_outer(indices, rows, g, x, out):
+def condensed_sampled_outer(indices, rows, g, x, out, plan):
     """out[i, k] = (g x^T)[rows[i], indices[i, k]]."""
     out[...] = np.take_along_axis(g[rows] @ x.T, indices.astype(np.intp), axis=1)
     return out
 
 
-def csr_matmul(values, indices, indptr, x, out):
+def csr_matmul(values, indices, indptr, x, out, plan, bias=None, relu=False):
     """out = W x."""
-    return _product(_csr(values, indices, indptr, (out.shape[0], x.shape[0])), x, out)
+    weight = _csr(values, indices, indptr, (out.shape[0], x.shape[0]))
+    return finish(_product(weight, x, out), bias, relu)
 
 
-def csr_rmatmul(values, indices, indptr, g, out, transposed):
+def csr_rmatmul(values, indices, indptr, g, out, plan):
     """out = W^T g."""
     return _product(_csr(values, indices, indptr, (g.shape[0], out.shape[0])).T, g, out)
 
 
-def csr_sampled_outer(indices, indptr, g, x, out):
+def csr_sampled_outer(indices, indptr, g, x, out, plan):
     """out[s] = (g x^T)[row of s, indices[s]]."""
     out[...] = (g @ x.T)[np.repeat(np.arange(len(indptr) - 1), np.diff(indptr)), indices]
     return out

@@ -41,9 +41,9 @@ def transposed_index(indices: np.ndarray, rows: np.ndarray, n_out: int, n_in: in
     indptr = np.zeros(n_in + 1, dtype=np.int64)
     np.cumsum(np.bincount(indices, minlength=n_in), out=indptr[1:])
     return TransposedIndex(
-        indptr=_read_only(indptr),
-        rows=_read_only(rows[positions].astype(index_dtype(n_out))),
-        positions=_read_only(positions.astype(np.int32 if positions.size < 2**31 else np.int64)),
+        indptr=read_only(indptr),
+        rows=read_only(rows[positions].astype(index_dtype(n_out))),
+        positions=read_only(positions.astype(np.int32 if positions.size < 2**31 else np.int64)),
     )
 
 
@@ -52,6 +52,7 @@ def index_dtype(size: int) -> type[np.unsignedinteger] | type[np.signedinteger]:
     return np.uint16 if size <= 2**16 else np.int32
 
 
-def _read_only(array: np.ndarray) -> np.ndarray:
+def read_only(array: np.ndarray) -> np.ndarray:
+    """The array, read-only from now on, as all index arrays are: Numba compiles one version for them."""
     array.flags.writeable = False
     return array

@@ -8,23 +8,26 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from sparsekit.kernels.epilogue import finish
+
 _GATHERED_ELEMENTS = 2**22  # 16 MiB of float32 for one slice of the batch
 
 
-def condensed_matmul(values, indices, rows, x, out):
+def condensed_matmul(values, indices, rows, x, out, plan, bias=None, relu=False):
     """out[rows] = W x by einsum over the gathered inputs (n_active, fan_in, batch)."""
     out[...] = 0
     for batch in _batch_slices(values.size, x.shape[1]):
         out[rows, batch] = np.einsum("nk,nkb->nb", values, x[:, batch][indices])
-    return out
+    return finish(out, bias, relu)
 
 
-def condensed_rmatmul(values, indices, rows, g, out, transposed):
+def condensed_rmatmul(values, indices, rows, g, out, plan):
     """out = W^T g by segment sums over the transposed index."""
-    return _segment_sums(values, transposed.positions, transposed.rows, transposed.indptr, g, out)
+    index = plan.transposed
+    return _segment_sums(values, index.positions, index.rows, index.indptr, g, out)
 
 
-def condensed_sampled_outer(indices, rows, g, x, out):
+def condensed_sampled_outer(indices, rows, g, x, out, plan):
     """out[i, k] = <g[rows[i]], x[indices[i, k]]>."""
     out[...] = 0
     for batch in _batch_slices(indices.size, x.shape[1]):
@@ -32,17 +35,18 @@ def condensed_sampled_outer(indices, rows, g, x, out):
     return out
 
 
-def csr_matmul(values, indices, indptr, x, out):
+def csr_matmul(values, indices, indptr, x, out, plan, bias=None, relu=False):
     """out = W x by segment sums over the stored slots of each row."""
-    return _segment_sums(values, slice(None), indices, indptr, x, out)
+    return finish(_segment_sums(values, slice(None), indices, indptr, x, out), bias, relu)
 
 
-def csr_rmatmul(values, indices, indptr, g, out, transposed):
+def csr_rmatmul(values, indices, indptr, g, out, plan):
     """out = W^T g by segment sums over the transposed index."""
-    return _segment_sums(values, transposed.positions, transposed.rows, transposed.indptr, g, out)
+    index = plan.transposed
+    return _segment_sums(values, index.positions, index.rows, index.indptr, g, out)
 
 
-def csr_sampled_outer(indices, indptr, g, x, out):
+def csr_sampled_outer(indices, indptr, g, x, out, plan):
     """out[s] = <g[row of s], x[indices[s]]>."""
     out[...] = 0
     row_of_slot = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))

@@ -1,0 +1,32 @@
+"""How loops are compiled: once for one thread, once for several."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+# Sums may be reordered and contracted to fused multiply-adds; NaN and Inf keep their meaning.
+FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
+
+_PARALLEL_FROM = 500_000  # multiply-adds, roughly 20 microseconds on one thread
+
+
+class Kernel(NamedTuple):
+    """The same loops compiled for one thread and for several; each is compiled when it is first called."""
+
+    serial: Callable[..., None]
+    parallel: Callable[..., None]
+
+
+def compiled(loops: Callable[..., None]) -> Kernel:
+    """Decorator: compile a function whose `prange` iterations each own the memory they write."""
+    return Kernel(numba.njit(fastmath=FASTMATH)(loops), numba.njit(parallel=True, fastmath=FASTMATH)(loops))
+
+
+def run(kernel: Kernel, multiply_adds: int, *arguments: np.ndarray | int | bool) -> None:
+    """Small work stays on one thread: starting and joining the others would take longer, on a busy machine by far.
+
+    The choice looks at the work alone, not at the number of threads, so that results do not depend on it.
+    """
+    (kernel.parallel if multiply_adds >= _PARALLEL_FROM else kernel.serial)(*arguments)

@@ -1,0 +1,295 @@
+"""Convolution on the kernels of :mod:`sparsekit.kernels.simd`, without im2col.
+
+A filter weight at (c, i, j) adds w times the image of channel c, shifted by (i, j), to an output image. With
+(channels, height, width, batch) arrays a row of that image is one contiguous strip, so a stored weight is again one
+`y[:] += w * x[:]`, and its index is the distance of the shifted strip.
+
+The batch is cut into groups of one vector. For every group the rows of the input are copied, padded by zeros, to a
+place of the thread's own just before they are needed, as (row, channel, phase, column, sample): a horizontal stride
+of s splits the columns into s phases, so that strips stay contiguous for any stride. The rows that an output row
+reads then lie in the second-level cache, and a block of their channels under one register tile in the first.
+
+The input gradient is the same sum, with the weights of each input channel, over the padded gradient of the output.
+With a stride each class of input pixels, by row and column modulo the stride, reads its own subset of the weights:
+no zeros are inserted into the gradient. The weight gradient multiplies strips of the gradient with shifted strips of
+the input.
+
+Each task writes pixels of its own; weight gradients are summed in several parts of memory, and these are added in a
+fixed order: the same bits for any number of threads. Nothing is checked here, see
+:class:`sparsekit.convolution.Convolution`.
+"""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from sparsekit.kernels.compiled import compiled, run
+from sparsekit.kernels.cpu import aligned_scratch
+from sparsekit.kernels.simd import VECTOR_BYTES, copy_rows, lanes, row_products, weighted_rows
+from sparsekit.kernels.transpose import read_only
+
+_NEAR = 48_000  # bytes that stay in the first-level cache, about
+_CACHED = 450_000  # bytes that stay in the second-level cache
+_PARTIAL_SUMS = 16  # weight gradients that are summed apart, at most
+_TASKS = 8  # wanted, so that several threads have work
+_ROWS = 4  # of the output in a task, at least: the rows between two tasks are copied twice
+
+
+class Taps:
+    """The weights of one class of output pixels, by output channel and, in it, by input channel.
+
+    Parameters
+    ----------
+    indptr : int64 (n_rows + 1,), output channel r owns the slots indptr[r] to indptr[r + 1]
+    channels, rows, columns : int (nnz,), what each slot reads relative to the pixel's window
+    positions : int (nnz,), place of each slot's weight in the flat stored values
+    """
+
+    def __init__(self, indptr, channels, rows, columns, positions) -> None:
+        self.indptr, self.positions = indptr, positions
+        self._channels, self._rows, self._columns = channels, rows, columns
+        self._strips: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
+
+    def strips(self, n_channels: int, stride: int, phase_width: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """How the slots read the copied rows: computed once for each geometry.
+
+        Returns
+        -------
+        offsets : int32 (nnz,), distance of each slot's strip from the window's start, in pixels of the copied rows
+        starts : int64 (n_blocks + 1, n_rows), where the slots of each block of input channels begin in each row
+        """
+        key = n_channels, stride, phase_width, block
+        if key not in self._strips:
+            strip = (self._rows * n_channels + self._channels) * stride + self._columns % stride
+            offsets = (strip * phase_width + self._columns // stride).astype(np.int32)
+            n_rows = self.indptr.size - 1
+            row_and_channel = np.repeat(np.arange(n_rows), np.diff(self.indptr)) * n_channels + self._channels
+            firsts = np.minimum(np.arange(-(-n_channels // block) + 1) * block, n_channels)
+            starts = np.searchsorted(row_and_channel, np.arange(n_rows) * n_channels + firsts[:, None])
+            self._strips[key] = read_only(offsets), read_only(starts)
+        return self._strips[key]
+
+
+class Window(NamedTuple):
+    """Which pixels of the input an output pixel sees, and where output pixels are written.
+
+    Output pixel (a, b) sees input rows from first[0] + a * stride[0] on, kernel[0] of them, and columns alike; it is
+    pixel (start[0] + a * step[0], start[1] + b * step[1]) of the result; there are size[0] x size[1] of them.
+    """
+
+    kernel: tuple[int, int]
+    first: tuple[int, int]
+    stride: tuple[int, int]
+    size: tuple[int, int]
+    start: tuple[int, int]
+    step: tuple[int, int]
+
+
+def correlate(values, taps: Taps, window: Window, x, out):
+    """Write the class of pixels of `out` (n_rows, height, width, batch) that `window` describes.
+
+    values : (nnz,), in the order of the taps
+    x : (n_channels, height, width, batch)
+    """
+    vector = VECTOR_BYTES // x.itemsize
+    batch = x.shape[3]
+    samples = vector if batch > vector // 2 else max(1, batch)  # of a small batch several pixels share a vector
+    columns, rows = _bands(window, x, samples)
+    phase_width = columns + (window.kernel[1] - 1) // window.stride[1]
+    offsets, starts = taps.strips(len(x), window.stride[1], phase_width, _channel_block(window, x))
+    work = values.size * window.size[0] * window.size[1] * batch
+    run(_correlate, work, values, offsets, starts, *window, samples, columns, rows, phase_width, x, out)
+
+
+def weight_gradient(taps: Taps, window: Window, g, x, out):
+    """out[s] = sum over pixels and samples of g times what slot s reads; taps in the weights' own order.
+
+    g : (n_rows, *window.size, batch)
+    """
+    samples = VECTOR_BYTES // x.itemsize
+    columns, rows = _bands(window, x, samples)
+    phase_width = columns + (window.kernel[1] - 1) // window.stride[1]
+    offsets, starts = taps.strips(len(x), window.stride[1], phase_width, _channel_block(window, x))
+    n_tasks = -(-x.shape[3] // samples) * -(-window.size[1] // columns) * -(-window.size[0] // rows)
+    sums = np.zeros((min(n_tasks, _PARTIAL_SUMS), out.size), dtype=out.dtype)
+    work = out.size * window.size[0] * window.size[1] * x.shape[3]
+    run(_products, work, offsets, starts, *window[:4], columns, rows, phase_width, g, x, sums)
+    np.sum(sums, axis=0, out=out)
+
+
+def _bands(window: Window, x: np.ndarray, samples: int) -> tuple[int, int]:
+    """Columns and rows of the output in a task: what an output row reads stays in the second-level cache."""
+    n_channels, _, _, batch = x.shape
+    column = n_channels * window.kernel[0] * samples * x.itemsize
+    columns = (_CACHED // column - window.kernel[1] + 1) // window.stride[1]
+    n_column_bands = -(-window.size[1] // max(1, columns))
+    n_row_bands = _TASKS // max(1, -(-batch // samples) * n_column_bands)
+    n_row_bands = min(max(1, n_row_bands), max(1, window.size[0] // _ROWS))
+    return -(-window.size[1] // n_column_bands), -(-window.size[0] // n_row_bands)
+
+
+def _channel_block(window: Window, x: np.ndarray) -> int:
+    """Input channels whose part of the copied rows under a register tile stays in the first-level cache."""
+    seen = window.kernel[0] * (8 + window.kernel[1] - 1) * VECTOR_BYTES
+    return min(len(x), max(1, _NEAR // seen))
+
+
+_sum_1, _sum_2, _sum_4, _sum_8 = (
+    weighted_rows(vectors, 8 // vectors, accumulate=True) for vectors in (1, 2, 4, 8)
+)
+_copy_vectors = copy_rows(1)
+_products_1, _products_2, _products_4, _products_8 = (row_products(vectors) for vectors in (1, 2, 4, 8))
+
+
+@numba.njit
+def _copy_row(x, row, first_column, phases, phase_width, first, samples, place, copied):
+    """Copy one row of a group of samples, all channels, to `copied` from `place` on; zero outside the image."""
+    n_channels, height, width, batch = x.shape
+    have = min(samples, batch - first)
+    flat = x.reshape(-1)
+    for c in range(n_channels):
+        for phase in range(phases):
+            column = first_column + phase
+            before = min(phase_width, max(0, -(column // phases)))  # columns left of the image
+            n = min(phase_width, -(-(width - column) // phases)) - before
+            if row < 0 or row >= height or n <= 0:
+                copied[place : place + phase_width * samples] = 0
+            else:
+                start = place + before * samples
+                source = ((c * height + row) * width + column + before * phases) * batch + first
+                copied[place:start] = 0
+                _copy_pixels(copied, start, samples, flat, source, phases * batch, n, samples, have)
+                copied[start + n * samples : place + phase_width * samples] = 0
+            place += phase_width * samples
+
+
+@numba.njit
+def _copy_pixels(target, t0, t_stride, source, s0, s_stride, n_pixels, samples, have):
+    """Copy the `have` samples of each pixel that there are, and zeros for the others where the target has room."""
+    if have == lanes(source):
+        _copy_vectors(target, t0, t_stride, source, s0, s_stride, n_pixels)
+    elif have == t_stride and have == s_stride:
+        target[t0 : t0 + n_pixels * have] = source[s0 : s0 + n_pixels * have]
+    else:
+        for k in range(n_pixels):
+            here = t0 + k * t_stride
+            target[here : here + have] = source[s0 + k * s_stride :][:have]
+            if t_stride == samples:
+                target[here + have : here + samples] = 0
+
+
+@numba.njit
+def _sum_strips(values, offsets, starts, copied, base, samples, strip, y):
+    """For every output channel r: y[r * strip : (r + 1) * strip] = its weighted strips of the copied rows.
+
+    One part of the strip after the other, one block of input channels after the other, so that what all output
+    channels read next is in the first-level cache.
+    """
+    width = lanes(copied)
+    n_blocks, n_rows = starts.shape[0] - 1, starts.shape[1]
+    y[:] = 0
+    c = 0
+    while c < strip:
+        vectors = min(8, (strip - c) // width)
+        for j in range(n_blocks):
+            for r in range(n_rows):
+                start, end, here = starts[j, r], starts[j + 1, r], r * strip + c
+                if vectors == 8:
+                    _sum_8(y, here, values, offsets, start, end, copied, base + c, samples)
+                elif vectors >= 4:
+                    _sum_4(y, here, values, offsets, start, end, copied, base + c, samples)
+                elif vectors >= 2:
+                    _sum_2(y, here, values, offsets, start, end, copied, base + c, samples)
+                else:
+                    _sum_1(y, here, values, offsets, start, end, copied, base + c, samples)
+        c += width * (8 if vectors == 8 else 4 if vectors >= 4 else 2 if vectors >= 2 else 1)
+
+
+@numba.njit
+def _task(number, batch, samples, size, columns, rows):
+    """The first sample, column and row of a task, and the ends of its columns and rows."""
+    n_column_bands, n_row_bands = -(-size[1] // columns), -(-size[0] // rows)
+    left = number // n_row_bands % n_column_bands * columns
+    top = number % n_row_bands * rows
+    first = number // (n_column_bands * n_row_bands) * samples
+    return first, left, top, min(size[1], left + columns), min(size[0], top + rows)
+
+
+@numba.njit
+def _n_tasks(batch, samples, size, columns, rows):
+    return -(-batch // samples) * -(-size[1] // columns) * -(-size[0] // rows)
+
+
+@compiled
+def _correlate(
+    values, offsets, starts, kernel, first, stride, size, origin, step, samples, columns, rows, phase_width, x, out
+):
+    n_channels, batch = x.shape[0], x.shape[3]
+    n_rows = starts.shape[1]
+    row_size = n_channels * stride[1] * phase_width * samples
+    flat_out = out.reshape(-1)
+    for number in numba.prange(_n_tasks(batch, samples, size, columns, rows)):
+        sample, left, top, right, bottom = _task(number, batch, samples, size, columns, rows)
+        strip = -(-(right - left) * samples // lanes(x)) * lanes(x)
+        n_copied = (bottom - top - 1) * stride[0] + kernel[0]
+        copied = aligned_scratch(n_copied * row_size + strip, x)
+        copied[n_copied * row_size :] = 0  # the last strips, filled up to whole vectors, end here
+        y = aligned_scratch(n_rows * strip, x)
+        have = min(samples, batch - sample)
+        done = 0
+        for a in range(top, bottom):
+            base = (a - top) * stride[0]
+            while done < base + kernel[0]:
+                row, column = first[0] + top * stride[0] + done, first[1] + left * stride[1]
+                _copy_row(x, row, column, stride[1], phase_width, sample, samples, done * row_size, copied)
+                done += 1
+            _sum_strips(values, offsets, starts, copied, base * row_size, samples, strip, y)
+            for r in range(n_rows):
+                row, column = origin[0] + a * step[0], origin[1] + left * step[1]
+                target = ((r * out.shape[1] + row) * out.shape[2] + column) * batch + sample
+                _copy_pixels(flat_out, target, step[1] * batch, y, r * strip, samples, right - left, 0, have)
+
+
+@compiled
+def _products(offsets, starts, kernel, first, stride, size, columns, rows, phase_width, g, x, sums):
+    n_channels, batch = x.shape[0], x.shape[3]
+    n_rows, samples = starts.shape[1], lanes(x)
+    row_size = n_channels * stride[1] * phase_width * samples
+    for part in numba.prange(sums.shape[0]):
+        for number in range(part, _n_tasks(batch, samples, size, columns, rows), sums.shape[0]):
+            sample, left, top, right, bottom = _task(number, batch, samples, size, columns, rows)
+            copied = aligned_scratch(((bottom - top - 1) * stride[0] + kernel[0]) * row_size, x)
+            strip = (right - left) * samples
+            strips = aligned_scratch(n_rows * strip, x)
+            done = 0
+            for a in range(top, bottom):
+                base = (a - top) * stride[0]
+                while done < base + kernel[0]:
+                    row, column = first[0] + top * stride[0] + done, first[1] + left * stride[1]
+                    _copy_row(x, row, column, stride[1], phase_width, sample, samples, done * row_size, copied)
+                    done += 1
+                _copy_row(g, a, left, 1, right - left, sample, samples, 0, strips)
+                _multiply_strips(offsets, starts, strips, copied, base * row_size, samples, strip, sums[part])
+
+
+@numba.njit
+def _multiply_strips(offsets, starts, strips, copied, base, samples, strip, total):
+    """For every slot s of every output channel: total[s] += its strip of the gradient times its copied strip."""
+    width = lanes(copied)
+    n_blocks, n_rows = starts.shape[0] - 1, starts.shape[1]
+    c = 0
+    while c < strip:
+        vectors = min(8, (strip - c) // width)
+        for j in range(n_blocks):
+            for r in range(n_rows):
+                start, end, here = starts[j, r], starts[j + 1, r], r * strip + c
+                if vectors == 8:
+                    _products_8(total, offsets, start, end, strips, here, copied, base + c, samples)
+                elif vectors >= 4:
+                    _products_4(total, offsets, start, end, strips, here, copied, base + c, samples)
+                elif vectors >= 2:
+                    _products_2(total, offsets, start, end, strips, here, copied, base + c, samples)
+                else:
+                    _products_1(total, offsets, start, end, strips, here, copied, base + c, samples)
+        c += width * (8 if vectors == 8 else 4 if vectors >= 4 else 2 if vectors >= 2 else 1)

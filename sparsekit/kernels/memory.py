@@ -1,0 +1,46 @@
+"""Memory for operands: aligned to cache lines, and transposes that do not thrash the cache.
+
+A vector load that crosses a cache line costs two. NumPy aligns large arrays to 16 bytes, so with 64-byte vectors
+every load would cross; arrays from here start on a line.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+LINE = 64  # bytes
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """An uninitialised C-contiguous array that starts on a cache line.
+
+    Parameters
+    ----------
+    shape : its shape
+    dtype : its dtype, of at most 64 bytes an element
+    """
+    dtype = np.dtype(dtype)
+    n_bytes = math.prod(shape) * dtype.itemsize
+    buffer = np.empty(n_bytes + LINE, dtype=np.uint8)
+    start = -address(buffer) % LINE
+    return buffer[start : start + n_bytes].view(dtype).reshape(shape)
+
+
+def address(array: np.ndarray) -> int:
+    """Where the first element of `array` lies, in bytes."""
+    return array.__array_interface__["data"][0]
+
+
+def transposed(x: np.ndarray) -> np.ndarray:
+    """The transpose of a matrix as a new aligned C-contiguous array: samples first to feature-major and back.
+
+    It is copied block by block: rows whose length is a power of two would push each other out of the cache.
+
+    Parameters
+    ----------
+    x : C-contiguous float32 or float64 (rows, columns)
+    """
+    from sparsekit.kernels.cpu import transpose  # Numba loads only when a product needs it
+
+    return transpose(np.ascontiguousarray(x), aligned_empty(x.shape[::-1], x.dtype))

@@ -1,0 +1,301 @@
+"""The innermost loops, with their running sums held in vector registers.
+
+LLVM vectorises loops by itself, but it loads and stores a slice of an array in every iteration. The intrinsics here
+emit the loop with its accumulators as local variables, which LLVM keeps in registers. They are written in LLVM's
+portable vector types: one source serves 64-byte (AVX-512), 32-byte (AVX2) and 16-byte (SSE2, NEON) vectors.
+
+On other processors, and with NUMBA_DISABLE_JIT=1, the plain loops below take their place. Both add the same products
+in another order: for a sum of n products the results differ by at most 2 n eps sum |products|.
+
+All arrays are flat. Offsets count elements; nothing is checked.
+"""
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import numba
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils, config
+from numba.extending import intrinsic, overload
+
+_FAST = ("contract", "reassoc", "nsz")  # NaN and Inf keep their meaning
+_INT32, _INT64 = ir.IntType(32), ir.IntType(64)
+
+
+def _vector_bytes() -> int:
+    """Width of the registers of this processor; 0 where the intrinsics are not used."""
+    if config.DISABLE_JIT or platform.machine().lower() not in ("x86_64", "amd64", "aarch64", "arm64"):
+        return 0
+    features = binding.get_host_cpu_features()
+    return 64 if features.get("avx512f") else 32 if features.get("avx2") else 16
+
+
+_SIMD = _vector_bytes() > 0
+VECTOR_BYTES = _vector_bytes() or 64
+
+
+def weighted_rows(vectors: int, chains: int, part: int = 1, accumulate: bool = False) -> Callable[..., None]:
+    """Make the loop of the forward product: a weighted sum of rows of x, a register tile wide.
+
+    ``f(y, y0, values, indices, start, end, x, x0, stride)`` computes, for the slots s from start to end,
+
+        y[y0 : y0 + width] = sum of values[s] * x[x0 + indices[s] * stride :][:width]
+
+    Parameters
+    ----------
+    vectors : width of the tile in vectors
+    chains : independent running sums of the tile, since an addition waits for the one before it
+    part : divides the lanes of a vector, for batches narrower than one; the width is :func:`lanes` times `vectors`
+    accumulate : add to y instead of replacing it
+    """
+    if not _SIMD:
+        return _plain_weighted_rows(vectors, part, accumulate)
+
+    @intrinsic
+    def weighted_rows(_, y, y0, values, indices, start, end, x, x0, stride):
+        n = types.intp
+        return types.void(y, n, values, indices, n, n, x, n, n), generate
+
+    def generate(context, builder, signature, arguments):
+        emit = _Emitter(context, builder, signature, part)
+        y, values, indices, x = (emit.data(arguments, k) for k in (0, 2, 3, 6))
+        y = builder.gep(y, [arguments[1]])
+        start, end, stride = arguments[4], arguments[5], arguments[8]
+        x = builder.gep(x, [arguments[7]])
+        tile = [cgutils.alloca_once_value(builder, emit.zero) for _ in range(vectors * chains)]
+        if accumulate:
+            for t in range(vectors):
+                builder.store(emit.load(y, t), tile[t])
+
+        def step(slot, chain):
+            weight = emit.splat(builder.load(builder.gep(values, [slot])))
+            row = emit.row(x, indices, slot, stride)
+            for t in range(vectors):
+                emit.add_product(tile[chain * vectors + t], weight, emit.load(row, t))
+
+        whole = builder.sub(end, builder.srem(builder.sub(end, start), _INT64(chains)))
+        with emit.loop(start, whole, chains) as (slot, _):
+            for chain in range(chains):
+                step(builder.add(slot, _INT64(chain)), chain)
+        if chains > 1:
+            with emit.loop(whole, end) as (slot, _):
+                step(slot, 0)
+        for t in range(vectors):
+            emit.store(emit.total(tile[t::vectors]), y, t)
+
+    return weighted_rows
+
+
+def row_products(vectors: int, part: int = 1) -> Callable[..., None]:
+    """Make the loop of the weight gradient: one row of g times many rows of x, over a part of the batch.
+
+    ``f(out, indices, start, end, g, g0, x, x0, stride)`` computes, for each slot s from start to end,
+
+        out[s] += sum over t < width of g[g0 + t] * x[x0 + indices[s] * stride + t]
+
+    with the part of g in registers. The width is :func:`lanes` times `vectors`, divided by `part`.
+    """
+    if not _SIMD:
+        return _plain_row_products(vectors, part)
+
+    @intrinsic
+    def row_products(_, out, indices, start, end, g, g0, x, x0, stride):
+        n = types.intp
+        return types.void(out, indices, n, n, g, n, x, n, n), generate
+
+    def generate(context, builder, signature, arguments):
+        emit = _Emitter(context, builder, signature, part)
+        out, indices, g, x = (emit.data(arguments, k) for k in (0, 1, 4, 6))
+        x = builder.gep(x, [arguments[7]])
+        g = builder.gep(g, [arguments[5]])
+        held = [emit.load(g, t) for t in range(vectors)]
+        with emit.loop(arguments[2], arguments[3]) as (slot, _):
+            row = emit.row(x, indices, slot, arguments[8])
+            sums = [cgutils.alloca_once_value(builder, emit.zero) for _ in range(min(2, vectors))]
+            for held_sum in sums:
+                builder.store(emit.zero, held_sum)
+            for t in range(vectors):
+                emit.add_product(sums[t % 2], held[t], emit.load(row, t))
+            place = builder.gep(out, [slot])
+            builder.store(builder.fadd(builder.load(place), emit.across(emit.total(sums)), flags=_FAST), place)
+
+    return row_products
+
+
+def copy_rows(vectors: int) -> Callable[..., None]:
+    """Make the loop that copies a tile. ``f(target, t0, t_stride, source, s0, s_stride, n_rows)`` is, for i < n_rows,
+
+        target[t0 + i * t_stride :][:width] = source[s0 + i * s_stride :][:width]
+
+    The width is :func:`lanes` times `vectors`. Few instructions a row let the processor fetch many rows at a time.
+    """
+    if not _SIMD:
+        return _plain_copy_rows(vectors)
+
+    @intrinsic
+    def copy_rows(_, target, t0, t_stride, source, s0, s_stride, n_rows):
+        n = types.intp
+        return types.void(target, n, n, source, n, n, n), generate
+
+    def generate(context, builder, signature, arguments):
+        emit = _Emitter(context, builder, signature)
+        target = builder.gep(emit.data(arguments, 0), [arguments[1]])
+        source = builder.gep(emit.data(arguments, 3), [arguments[4]])
+        with emit.loop(_INT64(0), arguments[6]) as (i, _):
+            write = builder.gep(target, [builder.mul(i, arguments[2])])
+            read = builder.gep(source, [builder.mul(i, arguments[5])])
+            for t in range(vectors):
+                emit.store(emit.load(read, t), write, t)
+
+    return copy_rows
+
+
+def sparse_dot() -> Callable[..., Any]:
+    """Make the loop of a batch of one: ``f(values, indices, start, end, x)`` is the sum of values[s] * x[indices[s]].
+
+    A vector of x is put together from scalar loads, which is faster than the gather instruction, and than scalar
+    products: the weights are loaded a vector at a time.
+    """
+    if not _SIMD:
+        return _plain_sparse_dot
+
+    @intrinsic
+    def sparse_dot(_, values, indices, start, end, x):
+        return values.dtype(values, indices, types.intp, types.intp, x), generate
+
+    def generate(context, builder, signature, arguments):
+        emit = _Emitter(context, builder, signature)
+        values, indices, x = (emit.data(arguments, k) for k in (0, 1, 4))
+        start, end = arguments[2], arguments[3]
+        total = cgutils.alloca_once_value(builder, emit.zero)
+        whole = builder.sub(end, builder.srem(builder.sub(end, start), _INT64(emit.lanes)))
+        with emit.loop(start, whole, emit.lanes) as (slot, _):
+            gathered = ir.Constant(emit.vector, ir.Undefined)
+            for lane in range(emit.lanes):
+                element = builder.load(emit.row(x, indices, builder.add(slot, _INT64(lane)), _INT64(1)))
+                gathered = builder.insert_element(gathered, element, _INT32(lane))
+            emit.add_product(total, emit.load(builder.gep(values, [slot]), 0), gathered)
+        result = cgutils.alloca_once_value(builder, emit.across(builder.load(total)))
+        with emit.loop(whole, end) as (slot, _):
+            element = builder.load(emit.row(x, indices, slot, _INT64(1)))
+            emit.add_product(result, builder.load(builder.gep(values, [slot])), element)
+        return builder.load(result)
+
+    return sparse_dot
+
+
+class _Emitter:
+    """What the intrinsics share: loads, stores, loops and sums in LLVM's vector types."""
+
+    def __init__(self, context: Any, builder: ir.IRBuilder, signature: Any, part: int = 1) -> None:
+        self.context, self.builder, self.signature = context, builder, signature
+        self.element = context.get_value_type(signature.args[0].dtype)
+        self.size = context.get_abi_sizeof(self.element)
+        self.lanes = max(1, VECTOR_BYTES // self.size // part)
+        self.vector = ir.VectorType(self.element, self.lanes)
+        self.zero = ir.Constant(self.vector, None)
+
+    def data(self, arguments: Any, k: int) -> ir.Value:
+        """Pointer to the first element of the k-th argument."""
+        return self.context.make_array(self.signature.args[k])(self.context, self.builder, arguments[k]).data
+
+    def loop(self, start: ir.Value, end: ir.Value, step: int = 1) -> Any:
+        return cgutils.for_range_slice(self.builder, start, end, _INT64(step), intp=_INT64)
+
+    def row(self, x: ir.Value, indices: ir.Value, slot: ir.Value, stride: ir.Value) -> ir.Value:
+        """Pointer to x[indices[slot] * stride]; indices are never negative."""
+        index = self.builder.zext(self.builder.load(self.builder.gep(indices, [slot])), _INT64)
+        return self.builder.gep(x, [self.builder.mul(index, stride)])
+
+    def load(self, pointer: ir.Value, t: int) -> ir.Value:
+        """The t-th vector from `pointer`, which need not be aligned."""
+        return self.builder.load(self._vector_pointer(pointer, t), align=self.size)
+
+    def store(self, value: ir.Value, pointer: ir.Value, t: int) -> None:
+        self.builder.store(value, self._vector_pointer(pointer, t), align=self.size)
+
+    def _vector_pointer(self, pointer: ir.Value, t: int) -> ir.Value:
+        place = self.builder.gep(pointer, [_INT64(t * self.lanes)])
+        return self.builder.bitcast(place, self.vector.as_pointer())
+
+    def splat(self, scalar: ir.Value) -> ir.Value:
+        """The scalar in every lane."""
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        first = self.builder.insert_element(undefined, scalar, _INT32(0))
+        lanes = ir.Constant(ir.VectorType(_INT32, self.lanes), None)
+        return self.builder.shuffle_vector(first, undefined, lanes)
+
+    def add_product(self, place: ir.Value, a: ir.Value, b: ir.Value) -> None:
+        """place += a * b, contracted to one fused multiply-add where the processor has it."""
+        product = self.builder.fmul(a, b, flags=_FAST)
+        self.builder.store(self.builder.fadd(self.builder.load(place), product, flags=_FAST), place)
+
+    def total(self, places: list[ir.Value]) -> ir.Value:
+        """The sum of what the places hold."""
+        result = self.builder.load(places[0])
+        for place in places[1:]:
+            result = self.builder.fadd(result, self.builder.load(place), flags=_FAST)
+        return result
+
+    def across(self, vector: ir.Value) -> ir.Value:
+        """The sum of the lanes of a vector."""
+        kind = ir.FunctionType(self.element, [self.element, self.vector])
+        name = f"llvm.vector.reduce.fadd.v{self.lanes}f{8 * self.size}"
+        reduce = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self.builder.call(reduce, [ir.Constant(self.element, 0.0), vector], fastmath=_FAST)
+
+
+def lanes(array: Any) -> int:
+    """Elements of `array` in one vector; in compiled code a constant, by which LLVM unrolls loops."""
+    return VECTOR_BYTES // array.itemsize
+
+
+@overload(lanes)
+def _lanes(array):
+    n = VECTOR_BYTES * 8 // array.dtype.bitwidth
+    return lambda array: n
+
+
+def _plain_weighted_rows(vectors: int, part: int, accumulate: bool) -> Callable[..., None]:
+    @numba.njit
+    def weighted_rows(y, y0, values, indices, start, end, x, x0, stride):
+        width = vectors * max(1, lanes(x) // part)
+        if not accumulate:
+            y[y0 : y0 + width] = 0
+        for s in range(start, end):
+            first = x0 + int(indices[s]) * stride
+            for t in range(width):
+                y[y0 + t] += values[s] * x[first + t]
+
+    return weighted_rows
+
+
+def _plain_row_products(vectors: int, part: int) -> Callable[..., None]:
+    @numba.njit
+    def row_products(out, indices, start, end, g, g0, x, x0, stride):
+        for s in range(start, end):
+            first = x0 + int(indices[s]) * stride
+            for t in range(vectors * max(1, lanes(x) // part)):
+                out[s] += g[g0 + t] * x[first + t]
+
+    return row_products
+
+
+def _plain_copy_rows(vectors: int) -> Callable[..., None]:
+    @numba.njit
+    def copy_rows(target, t0, t_stride, source, s0, s_stride, n_rows):
+        for i in range(n_rows):
+            for t in range(vectors * lanes(source)):
+                target[t0 + i * t_stride + t] = source[s0 + i * s_stride + t]
+
+    return copy_rows
+
+
+@numba.njit
+def _plain_sparse_dot(values, indices, start, end, x):
+    total = x.dtype.type(0)
+    for s in range(start, end):
+        total += values[s] * x[indices[s]]
+    return total
