@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help venv demo test lint results wheel clean
+.PHONY: help venv demo test lint results bench wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ results: venv ## train the table of the README on Fashion-MNIST (about ten minut
 		--out runs/fashion-mnist-mlp --overwrite
 	cp runs/fashion-mnist-mlp/comparison.csv results/fashion-mnist-mlp.csv
 	cp runs/fashion-mnist-mlp/comparison.png results/fashion-mnist-mlp.png
+
+bench: venv ## time the kernels against NumPy, SciPy and PyTorch if it is installed
+	$(BIN)/sparsekit bench all --out results/bench
 
 wheel: venv ## build the wheel, install it alone into a fresh environment, train on digits with it
 	rm -rf dist build/wheel-check

@@ -1,4 +1,4 @@
-"""The command line: `sparsekit train` and `sparsekit compare`.
+"""The command line: `sparsekit train`, `sparsekit compare` and `sparsekit bench`.
 
 Every setting of a run is one flag, made from its description in :class:`sparsekit.config.RunConfig`.
 """
@@ -212,6 +212,38 @@ def compare(
     if not quiet:
         _console().print(_comparison_table(rows))
         print(f"table and runs in {folder}, picture in {folder / 'comparison.png'}")
+
+
+@app.command()
+def bench(
+    benchmark: Annotated[str, typer.Argument(help="linear, train-step, conv, epoch or all.")] = "all",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer cases and samples, no epochs: a minute for all.")
+    ] = False,
+    threads: Annotated[
+        str | None,
+        typer.Option(help="Thread counts (default: 1 and all processors; with --quick 1).", metavar="A,B,..."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of masks, weights and inputs.")] = 0,
+    out: Out = None,
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Time the sparse kernels against NumPy, SciPy and, where it is installed, PyTorch."""
+    from sparsekit.bench.report import tables
+    from sparsekit.bench.run import run
+
+    _check_json(json_file)
+    counts = _numbers("threads", threads, int) if threads is not None else None
+    folder = out or _new_folder(f"bench-{benchmark}")
+    results = run(benchmark, folder, threads=counts, quick=quick, seed=seed, progress=_show_progress(quiet))
+    _write_json(json_file, results.to_json())
+    if not quiet:
+        for name, rows in results.rows.items():
+            for table in tables(name, rows):
+                _console().print(table)
+        print("\n".join([*(f"{name}: {value}" for name, value in results.environment.items()), *results.notes]))
+        print(f"tables and figures in {folder}")
 
 
 def _show_progress(quiet: bool) -> bool:

@@ -124,12 +124,17 @@ class CondensedMatrix(SparseMatrix):
         """The same matrix in CSR storage, with a copy of the values."""
         return CSRMatrix(self.values.flatten(), self.indices.ravel(), self.row_pointers(), self.shape)
 
+    def _parts(self):
+        return self.values, self.indices, self.rows, self.shape
+
     def _matmul(self, x, backend, out, bias, relu):
         kernels = get_backend(backend)
-        return kernels.condensed_matmul(self.values, self.indices, self.rows, x, out, self.plan, bias, relu)
+        return kernels.condensed_matmul(self.kernel_values, self.indices, self.rows, x, out, self.plan, bias, relu)
 
     def _rmatmul(self, g, backend, out):
-        return get_backend(backend).condensed_rmatmul(self.values, self.indices, self.rows, g, out, self.plan)
+        return get_backend(backend).condensed_rmatmul(
+            self.kernel_values, self.indices, self.rows, g, out, self.plan
+        )
 
     def _sampled_outer(self, g, x, backend, out):
         return get_backend(backend).condensed_sampled_outer(self.indices, self.rows, g, x, out, self.plan)

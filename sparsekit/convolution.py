@@ -99,11 +99,9 @@ class Convolution:
         shape = (self.out_channels, *size, x.shape[3])
         if out is None:
             out = aligned_empty(shape, self.matrix.dtype)
-        elif np.may_share_memory(out, x):
-            raise InputError("out must not share memory with x")
         else:
-            out = require_output(out, shape, self.matrix.dtype)
-        correlate(self.matrix.values.reshape(-1), self._forward_taps, self._forward_window(size), x, out)
+            out = require_output(out, shape, self.matrix.dtype, x=x, values=self.matrix.values)
+        correlate(self.matrix.kernel_values.reshape(-1), self._forward_taps, self._forward_window(size), x, out)
         return out
 
     def input_gradient(self, g: np.ndarray, input_size: Pair) -> np.ndarray:
@@ -123,7 +121,7 @@ class Convolution:
         input_size = _pair("input_size", input_size, 1)
         g = self._images("g", g, self.out_channels, self.output_size(*input_size))
         out = aligned_empty((self.in_channels, *input_size, g.shape[3]), self.matrix.dtype)
-        values = self.matrix.values.reshape(-1)
+        values = self.matrix.kernel_values.reshape(-1)
         for start in np.ndindex(*(min(pair) for pair in zip(self.stride, input_size, strict=True))):
             taps = self._gradient_taps[start]
             correlate(values[taps.positions], taps, self._gradient_window(start, input_size), g, out)

@@ -95,12 +95,15 @@ class CSRMatrix(SparseMatrix):
         """Int64 (n_out + 1,), `indptr` itself."""
         return self.indptr
 
+    def _parts(self):
+        return self.values, self.indices, self.indptr, self.shape
+
     def _matmul(self, x, backend, out, bias, relu):
         kernels = get_backend(backend)
-        return kernels.csr_matmul(self.values, self.indices, self.indptr, x, out, self.plan, bias, relu)
+        return kernels.csr_matmul(self.kernel_values, self.indices, self.indptr, x, out, self.plan, bias, relu)
 
     def _rmatmul(self, g, backend, out):
-        return get_backend(backend).csr_rmatmul(self.values, self.indices, self.indptr, g, out, self.plan)
+        return get_backend(backend).csr_rmatmul(self.kernel_values, self.indices, self.indptr, g, out, self.plan)
 
     def _sampled_outer(self, g, x, backend, out):
         return get_backend(backend).csr_sampled_outer(self.indices, self.indptr, g, x, out, self.plan)

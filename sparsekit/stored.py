@@ -1,8 +1,9 @@
 """What all storage formats share: the three products with checked arguments."""
 
+import copy
 from abc import ABC, abstractmethod
 from functools import cached_property, partial
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -69,6 +70,10 @@ class StoredMatrix(ABC):
         """Number of stored weights."""
         return self.values.size
 
+    def frozen(self) -> Self:
+        """The same matrix with values that cannot change, for prediction."""
+        return self
+
     def matmul(
         self,
         x: np.ndarray,
@@ -133,7 +138,7 @@ class StoredMatrix(ABC):
         g, x = self._operand("g", g, self.shape[0]), self._operand("x", x, self.shape[1])
         if g.shape[1] != x.shape[1]:
             raise InputError(f"g and x must have the same batch, not {g.shape[1]} and {x.shape[1]}")
-        return self._sampled_outer(g, x, backend, self._output(out, self.values.shape))
+        return self._sampled_outer(g, x, backend, self._output(out, self.values.shape, g=g, x=x))
 
     def __matmul__(self, x: np.ndarray) -> np.ndarray:
         return self.matmul(x)
@@ -155,9 +160,7 @@ class StoredMatrix(ABC):
 
     def _product(self, name, operand, rows_in, rows_out, compute, backend, out):
         matrix = self._operand(name, operand, rows_in)
-        if out is not None and np.may_share_memory(out, matrix):
-            raise InputError(f"out must not share memory with {name}")
-        result = compute(matrix, backend, self._output(out, (rows_out, matrix.shape[1])))
+        result = compute(matrix, backend, self._output(out, (rows_out, matrix.shape[1]), **{name: matrix}))
         return result[:, 0] if np.ndim(operand) == 1 else result
 
     def _operand(self, name: str, array: np.ndarray, n_rows: int) -> np.ndarray:
@@ -166,14 +169,45 @@ class StoredMatrix(ABC):
             raise InputError(f"{name} must have shape ({n_rows}, batch) or ({n_rows},), not {array.shape}")
         return array.reshape(n_rows, -1) if array.ndim == 1 else array
 
-    def _output(self, out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
-        return aligned_empty(shape, self.dtype) if out is None else require_output(out, shape, self.dtype)
+    def _output(self, out: np.ndarray | None, shape: tuple[int, ...], **read: np.ndarray) -> np.ndarray:
+        """Where a product goes that reads the weights and the named arrays."""
+        if out is not None:
+            return require_output(out, shape, self.dtype, values=self.values, **read)
+        # one column gains nothing from alignment, and finding an aligned place takes longer than a small product
+        return np.empty(shape, self.dtype) if shape[-1] == 1 else aligned_empty(shape, self.dtype)
 
 
 class SparseMatrix(StoredMatrix):
     """A stored matrix with an index, and the plan by which its products read it."""
 
     indices: np.ndarray
+    _frozen_values: np.ndarray | None = None
+
+    def frozen(self) -> Self:
+        """The same matrix for prediction: its values are a read-only copy, and products keep what they make of them.
+
+        It is faster, most of all for one sample, and holds several times the bytes of the weights.
+        """
+        matrix = copy.deepcopy(self)
+        matrix._frozen_values = matrix.values
+        matrix.values = matrix.values.view()
+        matrix.values.flags.writeable = False
+        return matrix
+
+    @property
+    def kernel_values(self) -> np.ndarray:
+        """The values as kernels take them: compiled code has one version for them, read-only or not."""
+        if self._frozen_values is not None:
+            return self._frozen_values
+        return self.values if self.values.flags.writeable else self.values.copy()
+
+    @abstractmethod
+    def _parts(self) -> tuple[Any, ...]:
+        """The arguments that build this matrix."""
+
+    def __reduce__(self):
+        # copies and pickles are built, and so checked, like any other matrix
+        return _rebuild, (type(self), self._parts(), self._frozen_values is not None)
 
     @abstractmethod
     def row_pointers(self) -> np.ndarray:
@@ -182,7 +216,8 @@ class SparseMatrix(StoredMatrix):
     @cached_property
     def plan(self) -> Plan:
         """What the products need beside values and indices; its parts are built on first use."""
-        return Plan(self.row_pointers(), self.indices.reshape(-1), self.shape)
+        frozen = self._frozen_values is not None
+        return Plan(self.row_pointers(), self.indices.reshape(-1), self.shape, frozen)
 
     @property
     def held_nbytes(self) -> int:
@@ -190,8 +225,13 @@ class SparseMatrix(StoredMatrix):
         return self.nbytes + (self.plan.nbytes if "plan" in self.__dict__ else 0)
 
 
+def _rebuild(kind: type[SparseMatrix], parts: tuple[Any, ...], frozen: bool) -> SparseMatrix:
+    matrix = kind(*parts)
+    return matrix.frozen() if frozen else matrix
+
+
 def require_values(values: np.ndarray, ndim: int) -> np.ndarray:
-    """Return the weights as a C-contiguous float32 or float64 array, copied only if they are not one already."""
+    """Return the weights as kernels take them, copied only if need be."""
     array = np.asarray(values)
     if array.dtype not in FLOAT_DTYPES:
         raise InputError(f"values must be float32 or float64, not {array.dtype}")
@@ -199,25 +239,26 @@ def require_values(values: np.ndarray, ndim: int) -> np.ndarray:
         raise InputError(f"values must have {ndim} dimension{'s' * (ndim > 1)}, not shape {array.shape}")
     if not np.isfinite(array).all():
         raise InputError("values must be finite, but they hold NaN or infinity")
-    array = np.ascontiguousarray(array)
-    return array if array.flags.writeable else array.copy()
+    return np.require(array, requirements="CAW")
 
 
 def real_array(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return `array` as a writable C-contiguous array of `dtype`, copied only if it is not one already."""
+    """Return `array` as kernels take it, copied only if need be: C-contiguous, of `dtype`, aligned to it, writable."""
     array = np.asarray(array)
     if array.dtype != dtype and array.dtype.kind not in "fiub":
         raise InputError(f"{name} must hold real numbers, not {array.dtype}")
-    array = np.asarray(array, dtype=dtype, order="C")
-    return array if array.flags.writeable else array.copy()
+    return np.require(array, dtype=dtype, requirements="CAW")
 
 
-def require_output(out: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return `out` if a product of this shape and dtype can be written to it."""
+def require_output(out: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, **read: np.ndarray) -> np.ndarray:
+    """Return `out` if a product of this shape and dtype, of the named arrays, can be written to it."""
     usable = isinstance(out, np.ndarray) and out.shape == shape and out.dtype == dtype
-    if not usable or not out.flags.c_contiguous or not out.flags.writeable:
+    if not usable or not out.flags.carray:
         kind = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-        raise InputError(f"out must be a writeable C-contiguous {dtype} array {shape}, not {kind}")
+        raise InputError(f"out must be a writeable, aligned, C-contiguous {dtype} array {shape}, not {kind}")
+    for name, array in read.items():
+        if np.may_share_memory(out, array):
+            raise InputError(f"out must not share memory with {name}")
     return out
 
 

@@ -1,14 +1,14 @@
-"""Slow, independent versions of the topology updates: the oracle of ``test_topology.py``.
+"""Slow, independent versions: the oracles of ``test_topology.py`` and of ``test_convolution.py``.
 
 Written from the specification alone, with nothing but Python lists, loops over positions, and ``sorted`` on
 (-score, flat index). NumPy only turns arrays into lists at the entrance and lists into arrays at the exit.
 Nothing is validated: inputs are assumed to be allowed ones.
 
-A position is a flat index ``i * n_in + j`` of neuron i and input j. "The K largest": ties go to the lower
-flat index, and if there are fewer than K candidates all of them are taken.
+In a topology update a position is a flat index ``i * n_in + j`` of neuron i and input j. "The K largest": ties
+go to the lower flat index, and if there are fewer than K candidates all of them are taken.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -195,6 +195,78 @@ def srigl_official(
     # Step 9.
     new = _grow_per_neuron(kept, grad_score, survivors, fan_in, n_in)
     return _report(old, kept, new, ablated, mask.shape, salient, fan_in)
+
+
+def convolution(
+    weight: np.ndarray, mask: np.ndarray, x: np.ndarray, stride: tuple[int, int], padding: tuple[int, int]
+) -> np.ndarray:
+    """Cross-correlation of zero-padded images, as PyTorch's conv2d: the sum over the stored (i, u, v) of
+
+    y[o, r, c, b] += weight[o, i, u, v] * x[i, r * stride[0] - padding[0] + u, c * stride[1] - padding[1] + v, b]
+
+    with weight and mask (out, in, kernel height, kernel width), x (in, height, width, batch) and y (out, height,
+    width, batch). Outside the image x is zero: nothing is added.
+    """
+    height, width = (len(starts) for starts in _window_starts(mask, x.shape[1:3], stride, padding))
+    shape = (len(mask), height, width, x.shape[3])
+    w, image, y = weight.tolist(), x.tolist(), np.zeros(shape).tolist()
+    for o, i, u, v, r, c, row, column in _products(mask, x.shape[1:3], stride, padding):
+        for b in range(x.shape[3]):
+            y[o][r][c][b] += w[o][i][u][v] * image[i][row][column][b]
+    return np.array(y).reshape(shape)
+
+
+def convolution_input_gradient(
+    weight: np.ndarray,
+    mask: np.ndarray,
+    g: np.ndarray,
+    input_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> np.ndarray:
+    """Each product w * x that ``convolution`` adds to y adds w * g to dx; g is shaped like y, dx like x."""
+    shape = (mask.shape[1], *input_size, g.shape[3])
+    w, gradient, dx = weight.tolist(), g.tolist(), np.zeros(shape).tolist()
+    for o, i, u, v, r, c, row, column in _products(mask, input_size, stride, padding):
+        for b in range(g.shape[3]):
+            dx[i][row][column][b] += w[o][i][u][v] * gradient[o][r][c][b]
+    return np.array(dx).reshape(shape)
+
+
+def convolution_weight_gradient(
+    mask: np.ndarray, g: np.ndarray, x: np.ndarray, stride: tuple[int, int], padding: tuple[int, int]
+) -> np.ndarray:
+    """Each product w * x that ``convolution`` adds to y adds g * x to dw, which is shaped like the mask."""
+    gradient, image, dw = g.tolist(), x.tolist(), np.zeros(mask.shape).tolist()
+    for o, i, u, v, r, c, row, column in _products(mask, x.shape[1:3], stride, padding):
+        for b in range(x.shape[3]):
+            dw[o][i][u][v] += gradient[o][r][c][b] * image[i][row][column][b]
+    return np.array(dw)
+
+
+def _products(
+    mask: np.ndarray, input_size: tuple[int, ...], stride: tuple[int, int], padding: tuple[int, int]
+) -> Iterator[tuple[int, ...]]:
+    """(o, i, u, v, r, c, row, column): the stored weight [o, i, u, v] meets x[i, row, column] for y[o, r, c]."""
+    height, width = input_size
+    top, left = _window_starts(mask, input_size, stride, padding)
+    stored = [tuple(position) for position in np.argwhere(mask).tolist()]
+    for o, i, u, v in stored:
+        for r in range(len(top)):
+            for c in range(len(left)):
+                row, column = top[r] + u, left[c] + v
+                if 0 <= row < height and 0 <= column < width:
+                    yield o, i, u, v, r, c, row, column
+
+
+def _window_starts(
+    mask: np.ndarray, input_size: tuple[int, ...], stride: tuple[int, int], padding: tuple[int, int]
+) -> list[range]:
+    """First row (column) of every window that lies within the padded image; negative ones in the padding."""
+    return [
+        range(-pad, size + pad - kernel + 1, step)
+        for kernel, size, step, pad in zip(mask.shape[2:], input_size, stride, padding, strict=True)
+    ]
 
 
 def _row(neuron: int, n_in: int) -> range:

@@ -23,7 +23,7 @@ ALLOWED = {
     "condensed": {"masks", "kernels", "stored", "csr"},
     "dense": {"masks", "kernels", "stored"},
     "convolution": {"kernels", "stored"},
-    "nn": {"stored"},
+    "nn": {"stored", "kernels"},
     "optim": {"nn"},
     "data": set(),
     "models": {"nn", "distributions", "masks", "stored", "csr", "condensed", "dense"},

@@ -122,8 +122,8 @@ def test_a_wrong_kernel_is_noticed(quick, monkeypatch):
 
     right = vectorized.condensed_matmul
 
-    def wrong(values, indices, rows, x, out):
-        right(values, indices, rows, x, out)
+    def wrong(values, indices, rows, x, out, plan, bias, relu):
+        right(values, indices, rows, x, out, plan, bias, relu)
         out[0] = 0
         return out
 

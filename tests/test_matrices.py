@@ -65,7 +65,8 @@ def test_memory_is_small():
     assert matrix.nbytes == 512 * 67 * (4 + 2) + 512 * 4
     assert matrix.held_nbytes == matrix.nbytes
     matrix.rmatmul(np.ones((512, 1), np.float32))
-    assert matrix.held_nbytes == matrix.nbytes + 512 * 67 * (4 + 2) + 785 * 8
+    # row pointers, transposed index (rows, positions, column pointers), values in its order
+    assert matrix.held_nbytes == matrix.nbytes + 513 * 8 + 512 * 67 * (2 + 4) + 785 * 8 + 512 * 67 * 4
 
 
 def test_values_are_shared_and_indices_are_not():
@@ -193,7 +194,9 @@ def test_out_is_used_or_refused(storage):
         np.empty((2, 8), np.float32)[:, ::2],
         [[0]],
     ):
-        with pytest.raises(InputError, match=r"out must be a writeable C-contiguous float32 array \(2, 4\)"):
+        with pytest.raises(
+            InputError, match=r"out must be a writeable, aligned, C-contiguous float32 array \(2, 4\)"
+        ):
             matrix.matmul(x, out=wrong)
 
 

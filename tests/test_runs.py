@@ -246,8 +246,8 @@ def test_a_run_can_be_written_to_the_current_folder_or_a_link(tmp_path, monkeypa
 def test_static_runs_hold_no_index_they_do_not_need(tmp_path):
     run = train_run(make_config(SMALL, {"method": "static", "hidden": [16, 16]}), tmp_path / "run", progress=False)
     layers = models.linear_layers(run.model)
-    assert "transposed" not in vars(layers["fc1"].matrix)
-    assert "transposed" in vars(layers["fc2"].matrix)
+    assert "transposed" not in vars(layers["fc1"].matrix.plan)
+    assert "transposed" in vars(layers["fc2"].matrix.plan)
 
 
 def test_an_overwrite_that_is_killed_at_any_file_operation_loses_nothing(tmp_path, monkeypatch):

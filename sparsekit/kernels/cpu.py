@@ -4,7 +4,8 @@ With X (features, batch) every stored weight is one contiguous `y[:] += w * x[:]
 gather instruction, the same loop for W X and, over the transposed index, for W^T G. How it runs depends on the batch:
 
 one sample
-    a dot product a row.
+    a dot product a row. For weights that never change, and where the processor can permute 16 lanes of two registers,
+    16 rows at a time look 128 inputs up in 8 registers.
 direct
     row by row, as many samples at a time as fit the registers. Best while the rows of X that a neuron reads stay in
     the second-level cache, or are read by few.
@@ -20,17 +21,27 @@ kernels. `prange` neither raises nor checks bounds: the indices were validated w
 Arguments as in :mod:`sparsekit.kernels.reference`.
 """
 
+from functools import partial
+
 import numba
 import numpy as np
 
 from sparsekit.kernels.compiled import compiled, run
 from sparsekit.kernels.memory import LINE, address, aligned_empty
-from sparsekit.kernels.plan import BLOCK, Order, Plan
-from sparsekit.kernels.simd import VECTOR_BYTES, copy_rows, lanes, row_products, sparse_dot, weighted_rows
+from sparsekit.kernels.plan import BLOCK, LANES, TABLE, Lookup, Order, Plan
+from sparsekit.kernels.simd import (
+    CAN_LOOK_UP,
+    VECTOR_BYTES,
+    copy_rows,
+    group_sums,
+    lanes,
+    row_products,
+    sparse_dot,
+    weighted_rows,
+)
 
 _TILE_BYTES = 128  # of the batch, in the blocked product
-_BLOCKED_FROM = 512  # bytes of a row of X
-_BLOCKED_RUN = 8  # stored weights of a neuron in one block of inputs
+_LOOKUP_RUN = 2  # stored weights of a neuron in one block of 128 inputs
 _ALIGNED_READERS = 8  # neurons that read an input; fewer do not pay for copying it
 _CACHED = 2**19  # bytes of X that stay in the second-level cache while all neurons read it
 
@@ -76,7 +87,9 @@ def transpose(x: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 def _forward(values, indices, x, out, plan: Plan, bias, relu):
     bias = _NO_BIAS[out.dtype] if bias is None else bias
-    if _wants_blocks(values.size, x, len(out)):
+    if x.shape[1] == 1 and plan.frozen and _wants_lookup(values, plan.shape):
+        _look_up(plan.lookup(values), x.reshape(-1), bias, relu, out.reshape(-1))
+    elif _wants_blocks(values.size, x, len(out), plan.frozen):
         order = plan.by_row_blocked
         _gather_blocked(_in_order(order, values), order, x, bias, relu, out)
     else:
@@ -86,7 +99,7 @@ def _forward(values, indices, x, out, plan: Plan, bias, relu):
 
 def _input_gradient(values, g, out, plan: Plan):
     bias = _NO_BIAS[out.dtype]
-    if _wants_blocks(values.size, g, len(out)):
+    if _wants_blocks(values.size, g, len(out), plan.frozen):
         order = plan.by_column_blocked
         _gather_blocked(_in_order(order, values), order, g, bias, False, out)
     else:
@@ -110,16 +123,21 @@ def _weight_gradient(indices, g, x, out, plan: Plan):
     return out
 
 
-def _wants_blocks(nnz: int, x: np.ndarray, n_rows: int) -> bool:
+def _wants_lookup(values: np.ndarray, shape: tuple[int, int]) -> bool:
+    """Whether one sample is best looked up in registers: where the processor can, and weights enough have a block."""
+    n_out, n_in = shape
+    return CAN_LOOK_UP and values.dtype == np.float32 and values.size >= _LOOKUP_RUN * n_out * -(-n_in // TABLE)
+
+
+def _wants_blocks(nnz: int, x: np.ndarray, n_rows: int, frozen: bool) -> bool:
     """Whether tiles pay: rows of x long enough to conflict in the cache, and runs of weights long enough to go on."""
-    n_blocks = -(-len(x) // BLOCK)
-    return x.shape[1] * x.itemsize >= _BLOCKED_FROM and nnz >= _BLOCKED_RUN * n_blocks * n_rows
+    bytes_of_row = x.shape[1] * x.itemsize
+    length = nnz / (-(-len(x) // BLOCK) * n_rows)
+    return (bytes_of_row >= 512 and length >= 8) or (frozen and bytes_of_row >= 256 and length >= 16)
 
 
 def _in_order(order: Order, values: np.ndarray) -> np.ndarray:
-    packed = order.buffer(values.dtype)
-    run(_take, values.size, values, order.positions, packed)
-    return packed
+    return order.take(values, partial(run, _take, values.size))
 
 
 def _gather(values, indices, indptr, x, bias, relu, out):
@@ -142,6 +160,15 @@ def _gather_blocked(values, order: Order, x, bias, relu, out):
     run(_gather_tiles, work, values, order.indices, order.indptr, order.block, x, bias, relu, out)
 
 
+def _look_up(lookup: Lookup, x, bias, relu, out):
+    n_blocks, n_groups = lookup.lengths.shape
+    table = np.zeros(n_blocks * TABLE, dtype=x.dtype)
+    table[: x.size] = x
+    sums = np.empty(n_blocks * n_groups * LANES, dtype=x.dtype)
+    arrays = lookup.values, lookup.inputs, lookup.lengths, lookup.starts, lookup.ranks
+    run(_sum_groups, lookup.values.size, *arrays, table, sums, bias, relu, out)
+
+
 def _whole_vectors(x: np.ndarray, readers: float) -> np.ndarray:
     """x with its rows filled up by zeros to whole vectors, or to 2, 4, 8, ... samples where that is less.
 
@@ -159,6 +186,7 @@ def _whole_vectors(x: np.ndarray, readers: float) -> np.ndarray:
 
 
 _dot = sparse_dot()
+_group_sums = group_sums()
 _sum_1, _sum_2, _sum_4, _sum_8 = (weighted_rows(vectors, 8 // vectors) for vectors in (1, 2, 4, 8))
 _sum_half, _sum_quarter, _sum_eighth = (weighted_rows(1, 8, part) for part in (2, 4, 8))
 _TILE_VECTORS = _TILE_BYTES // VECTOR_BYTES
@@ -185,6 +213,22 @@ def _dot_rows(values, indices, indptr, x, bias, relu, out):
     """For a batch of one, out[r] = sum over the slots s of row r of values[s] * x[indices[s]]."""
     for r in numba.prange(out.shape[0]):
         out[r] = _dot(values, indices, indptr[r], indptr[r + 1], x)
+        finish_row(out, r, r + 1, bias, r, relu)
+
+
+@compiled
+def _sum_groups(values, inputs, lengths, starts, ranks, x, sums, bias, relu, out):
+    """As :func:`_dot_rows` with the weights in the order of :class:`sparsekit.kernels.plan.Lookup`."""
+    n_blocks, n_groups = lengths.shape
+    flat_lengths = lengths.reshape(-1)
+    for j in numba.prange(n_blocks):
+        first = j * n_groups
+        _group_sums(values, inputs, flat_lengths, first, n_groups, starts[j], x, j * TABLE, sums, first * LANES)
+    for r in numba.prange(out.size):
+        total = x.dtype.type(0)
+        for j in range(n_blocks):
+            total += sums[ranks[j, r]]
+        out[r] = total
         finish_row(out, r, r + 1, bias, r, relu)
 
 

@@ -1,9 +1,11 @@
 """The plan of a topology: in which order each product reads the stored weights.
 
 A plan is built once for a topology, part by part as products need it. When only values change, nothing is rebuilt:
-a product copies the values into the order it wants, one pass over memory.
+a product copies the values into the order it wants, one pass over memory. Values that never change, as in a network
+that only predicts, are copied once.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -11,11 +13,17 @@ import numpy as np
 from sparsekit.kernels.memory import aligned_empty
 from sparsekit.kernels.transpose import TransposedIndex, index_dtype, read_only, transposed_index
 
+TABLE = 128  # inputs that 8 registers of 16 lanes hold
+LANES = 16
 BLOCK = 256  # inputs whose part of a batch, 128 bytes each, a first-level cache holds
 
 
 class Order:
     """The stored weights in another order than their own: run after run, each one row's inputs in one block.
+
+    Parameters
+    ----------
+    keep : whether values copied into this order stay right, as those of a frozen matrix do
 
     Attributes
     ----------
@@ -25,25 +33,29 @@ class Order:
     block : inputs in a block
     """
 
-    def __init__(self, indptr: np.ndarray, indices: np.ndarray, positions: np.ndarray, block: int) -> None:
+    def __init__(
+        self, indptr: np.ndarray, indices: np.ndarray, positions: np.ndarray, block: int, keep: bool = False
+    ) -> None:
         self.indptr, self.indices, self.positions, self.block = indptr, indices, positions, block
+        self._keep = keep
         self._buffer: np.ndarray | None = None
 
-    def buffer(self, dtype: np.dtype) -> np.ndarray:
-        """Memory (nnz,) for the values in this order, the same at each call."""
-        if self._buffer is None or self._buffer.dtype != dtype:
-            self._buffer = aligned_empty((self.positions.size,), dtype)
+    def take(self, values: np.ndarray, copy: Callable[[np.ndarray, np.ndarray, np.ndarray], None]) -> np.ndarray:
+        """The values in this order: copied by ``copy(values, positions, out)``, unless kept from the last time."""
+        if self._buffer is None:
+            self._buffer = aligned_empty((self.positions.size,), values.dtype)
+        elif self._keep:
+            return self._buffer
+        copy(values, self.positions, self._buffer)
         return self._buffer
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held by the index arrays and the buffer."""
-        buffer = 0 if self._buffer is None else self._buffer.nbytes
-        return self.indptr.nbytes + self.indices.nbytes + self.positions.nbytes + buffer
 
 
 class Plan:
     """What the products of one topology need beside values and indices, each part built on first use.
+
+    Attributes
+    ----------
+    frozen : whether the values never change, so that what is made from them is kept
 
     Parameters
     ----------
@@ -52,8 +64,11 @@ class Plan:
     shape : (n_out, n_in)
     """
 
-    def __init__(self, indptr: np.ndarray, indices: np.ndarray, shape: tuple[int, int]) -> None:
-        self.indptr, self.indices, self.shape = read_only(indptr), indices, shape
+    def __init__(
+        self, indptr: np.ndarray, indices: np.ndarray, shape: tuple[int, int], frozen: bool = False
+    ) -> None:
+        self.indptr, self.indices, self.shape, self.frozen = read_only(indptr), indices, shape, frozen
+        self._lookup: Lookup | None = None
 
     @cached_property
     def transposed(self) -> TransposedIndex:
@@ -65,20 +80,20 @@ class Plan:
     def by_row_blocked(self) -> Order:
         """The weights for W x, block by block of inputs."""
         n_out, n_in = self.shape
-        return _blocked(self.indptr, self.indices, np.arange(self.indices.size), n_out, n_in)
+        return _blocked(self.indptr, self.indices, np.arange(self.indices.size), n_out, n_in, BLOCK, self.frozen)
 
     @cached_property
     def by_column(self) -> Order:
         """The weights for W^T g, column by column."""
         index = self.transposed
-        return Order(index.indptr, index.rows, index.positions, self.shape[0])
+        return Order(index.indptr, index.rows, index.positions, self.shape[0], self.frozen)
 
     @cached_property
     def by_column_blocked(self) -> Order:
         """The weights for W^T g, block by block of neurons."""
         index = self.transposed
         n_out, n_in = self.shape
-        return _blocked(index.indptr, index.rows, index.positions, n_in, n_out)
+        return _blocked(index.indptr, index.rows, index.positions, n_in, n_out, BLOCK, self.frozen)
 
     @cached_property
     def block_starts(self) -> np.ndarray:
@@ -92,21 +107,89 @@ class Plan:
         """Int64 (2, n_out): `block_starts` with all inputs in one block."""
         return read_only(np.stack([self.indptr[:-1], self.indptr[1:]]))
 
+    def lookup(self, values: np.ndarray) -> "Lookup":
+        """The weights of a frozen float32 matrix for one sample; `values` are always the same."""
+        if self._lookup is None:
+            n_out, n_in = self.shape
+            slots = np.arange(self.indices.size)
+            self._lookup = Lookup(_blocked(self.indptr, self.indices, slots, n_out, n_in, TABLE), values, n_out)
+        return self._lookup
+
     @property
     def nbytes(self) -> int:
-        """Bytes of all parts built so far."""
-        return sum(part.nbytes for part in vars(self).values() if hasattr(part, "nbytes")) - self.indices.nbytes
+        """Bytes of all parts built so far; arrays that parts share count once."""
+        arrays = {id(array): array for part in vars(self).values() for array in _arrays(part)}
+        return sum(array.nbytes for array in arrays.values()) - self.indices.nbytes
 
 
-def _blocked(indptr: np.ndarray, indices: np.ndarray, positions: np.ndarray, n_rows: int, n_inputs: int) -> Order:
-    n_blocks = -(-n_inputs // BLOCK)
-    blocks = (indices // BLOCK).astype(index_dtype(n_blocks))
+class Lookup:
+    """Weights in the order of the product with one sample that looks its inputs up in registers.
+
+    Block by block of 128 inputs, the neurons are sorted by how many weights they have there and taken 16 at a time,
+    a neuron a lane: the first weight of each, the second of each, and so on, filled up with zeros to an even number.
+    Neurons of a like number stand together, so few zeros are needed. A weight takes 5 bytes.
+
+    Attributes
+    ----------
+    values : float32 (n,)
+    inputs : uint8 (n,), input of each weight, counted from the first of its block
+    lengths : int64 (n_blocks, n_groups), weights a lane of each group
+    starts : int64 (n_blocks,), first slot of each block
+    ranks : int32 (n_blocks, n_rows), place of each neuron among the sums of the groups of all blocks
+    """
+
+    def __init__(self, order: Order, values: np.ndarray, n_rows: int) -> None:
+        counts = np.diff(order.indptr).reshape(-1, n_rows)
+        n_blocks, n_groups = len(counts), -(-n_rows // LANES)
+        rank = np.empty(counts.shape, dtype=np.int64)
+        by_count = np.argsort(counts, axis=1, kind="stable")
+        np.put_along_axis(rank, by_count, np.broadcast_to(np.arange(n_rows), counts.shape), axis=1)
+        ordered = np.zeros((n_blocks, n_groups * LANES), dtype=np.int64)
+        ordered[:, :n_rows] = np.take_along_axis(counts, by_count, axis=1)
+        lengths = (ordered.reshape(n_blocks, n_groups, LANES).max(axis=2) + 1) // 2 * 2
+        group_starts = np.concatenate([[0], np.cumsum(lengths) * LANES])
+        runs = np.repeat(np.arange(counts.size), counts.ravel())
+        rank_of_slot = rank.ravel()[runs]
+        groups = runs // n_rows * n_groups + rank_of_slot // LANES
+        places = group_starts[groups] + rank_of_slot % LANES
+        places += (np.arange(runs.size) - order.indptr[runs]) * LANES
+        self.values = aligned_empty((int(group_starts[-1]),), np.float32)
+        self.inputs = aligned_empty((int(group_starts[-1]),), np.uint8)
+        self.values[:] = 0
+        self.inputs[:] = 0
+        self.values[places] = values[order.positions]
+        self.inputs[places] = order.indices
+        self.lengths = read_only(lengths)
+        self.starts = read_only(group_starts[: n_blocks * n_groups : n_groups].copy())
+        self.ranks = read_only((rank + np.arange(n_blocks)[:, None] * n_groups * LANES).astype(np.int32))
+
+
+def _arrays(part: object) -> list[np.ndarray]:
+    """The arrays that a part of a plan is or holds."""
+    if isinstance(part, np.ndarray):
+        return [part]
+    held = part if isinstance(part, tuple) else vars(part).values() if isinstance(part, Order | Lookup) else ()
+    return [array for array in held if isinstance(array, np.ndarray)]
+
+
+def _blocked(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    positions: np.ndarray,
+    n_rows: int,
+    n_inputs: int,
+    block: int,
+    keep: bool = False,
+) -> Order:
+    n_blocks = -(-n_inputs // block)
+    blocks = (indices // block).astype(index_dtype(n_blocks))
     order = np.argsort(blocks, kind="stable")
     rows = np.repeat(np.arange(n_rows), np.diff(indptr))
     lengths = np.bincount(blocks.astype(np.int64) * n_rows + rows, minlength=n_blocks * n_rows)
     return Order(
         indptr=read_only(np.concatenate([[0], np.cumsum(lengths)])),
-        indices=read_only((indices[order] % BLOCK).astype(indices.dtype)),
+        indices=read_only((indices[order] % block).astype(indices.dtype)),
         positions=read_only(positions[order].astype(np.int32 if order.size < 2**31 else np.int64)),
-        block=BLOCK,
+        block=block,
+        keep=keep,
     )

@@ -34,6 +34,7 @@ def _vector_bytes() -> int:
 
 _SIMD = _vector_bytes() > 0
 VECTOR_BYTES = _vector_bytes() or 64
+CAN_LOOK_UP = _SIMD and VECTOR_BYTES == 64 and platform.machine().lower() in ("x86_64", "amd64")
 
 
 def weighted_rows(vectors: int, chains: int, part: int = 1, accumulate: bool = False) -> Callable[..., None]:
@@ -186,6 +187,62 @@ def sparse_dot() -> Callable[..., Any]:
     return sparse_dot
 
 
+def group_sums() -> Callable[..., None]:
+    """Make the loop of one sample with the weights in the order of :class:`sparsekit.kernels.plan.Lookup`.
+
+    ``f(values, inputs, lengths, first, n_groups, start, x, x0, sums, sums0)`` goes through one block of 128 inputs,
+    x[x0 : x0 + 128]; its weights begin at slot `start`, its groups are those from `first`. Lane l of group g sums
+    into sums[sums0 + 16 * g + l].
+
+    The inputs are held in 8 registers. An instruction of AVX-512 picks 16 of the 32 lanes of two registers, so four
+    of them and three selections by the higher bits of the index pick 16 of 128: an input without a load of its own.
+    """
+    if not CAN_LOOK_UP:
+        return _no_group_sums
+
+    @intrinsic
+    def group_sums(_, values, inputs, lengths, first, n_groups, start, x, x0, sums, sums0):
+        n = types.intp
+        return types.void(values, inputs, lengths, n, n, n, x, n, sums, n), generate
+
+    def generate(context, builder, signature, arguments):
+        emit = _Emitter(context, builder, signature)
+        values, inputs, lengths, x, sums = (emit.data(arguments, k) for k in (0, 1, 2, 6, 8))
+        x, sums = builder.gep(x, [arguments[7]]), builder.gep(sums, [arguments[9]])
+        table = [emit.load(x, t) for t in range(8)]
+        bytes16, ints16 = ir.VectorType(ir.IntType(8), 16), ir.VectorType(_INT32, 16)
+        kind = ir.FunctionType(emit.vector, [emit.vector, ints16, emit.vector])
+        pick = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpermi2var.ps.512")
+
+        def bit(index, k):
+            masked = builder.and_(index, ir.Constant(ints16, [1 << k] * 16))
+            return builder.icmp_unsigned("!=", masked, ir.Constant(ints16, None))
+
+        def step(slot, place):
+            packed = builder.load(builder.bitcast(builder.gep(inputs, [slot]), bytes16.as_pointer()), align=1)
+            index = builder.zext(packed, ints16)
+            quarters = [builder.call(pick, [table[2 * q], index, table[2 * q + 1]]) for q in range(4)]
+            halves = [builder.select(bit(index, 5), quarters[h + 1], quarters[h]) for h in (0, 2)]
+            looked_up = builder.select(bit(index, 6), halves[1], halves[0])
+            emit.add_product(place, emit.load(builder.gep(values, [slot]), 0), looked_up)
+
+        position = cgutils.alloca_once_value(builder, arguments[5])
+        chains = [cgutils.alloca_once(builder, emit.vector) for _ in range(2)]
+        with emit.loop(_INT64(0), arguments[4]) as (group, _):
+            for chain in chains:
+                builder.store(emit.zero, chain)
+            length = builder.load(builder.gep(lengths, [builder.add(arguments[3], group)]))
+            begin = builder.load(position)
+            end = builder.add(begin, builder.mul(length, _INT64(16)))
+            with emit.loop(begin, end, 32) as (slot, _):
+                step(slot, chains[0])
+                step(builder.add(slot, _INT64(16)), chains[1])
+            emit.store(emit.total(chains), builder.gep(sums, [builder.mul(group, _INT64(16))]), 0)
+            builder.store(end, position)
+
+    return group_sums
+
+
 class _Emitter:
     """What the intrinsics share: loads, stores, loops and sums in LLVM's vector types."""
 
@@ -291,6 +348,11 @@ def _plain_copy_rows(vectors: int) -> Callable[..., None]:
                 target[t0 + i * t_stride + t] = source[s0 + i * s_stride + t]
 
     return copy_rows
+
+
+@numba.njit
+def _no_group_sums(values, inputs, lengths, first, n_groups, start, x, x0, sums, sums0):
+    """Never called: :data:`CAN_LOOK_UP` is False."""
 
 
 @numba.njit

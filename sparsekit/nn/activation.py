@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from sparsekit.kernels.memory import aligned_empty
 from sparsekit.nn.module import Module, remembered
 
 
@@ -14,14 +15,17 @@ class ReLU(Module):
         self._output: np.ndarray | None = None
 
     def forward(self, x, training=False):
-        y = np.maximum(x, 0)
+        return self.remember(np.maximum(x, 0, out=aligned_empty(x.shape, x.dtype)), training)
+
+    def remember(self, y: np.ndarray, training: bool) -> np.ndarray:
+        """Take y as the output; for a layer before this one that has applied the ReLU itself."""
         self._output = y if training else None
         return y
 
     def backward(self, grad_output):
         active = remembered(self._output) > 0
         self._output = None
-        return grad_output * active
+        return np.multiply(grad_output, active, out=aligned_empty(grad_output.shape, grad_output.dtype))
 
 
 class GELU(Module):

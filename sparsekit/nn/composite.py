@@ -2,11 +2,13 @@
 
 import numpy as np
 
+from sparsekit.nn.activation import ReLU
+from sparsekit.nn.linear import Linear
 from sparsekit.nn.module import Module
 
 
 class Sequential(Module):
-    """Modules one after the other.
+    """Modules one after the other; a linear layer applies the ReLU that follows it itself.
 
     Parameters
     ----------
@@ -17,8 +19,16 @@ class Sequential(Module):
         self.layers = dict(layers)
 
     def forward(self, x, training=False):
-        for layer in self.layers.values():
-            x = layer.forward(x, training)
+        layers = list(self.layers.values())
+        k = 0
+        while k < len(layers):
+            layer, following = layers[k], layers[k + 1] if k + 1 < len(layers) else None
+            if isinstance(layer, Linear) and isinstance(following, ReLU):
+                x = following.remember(layer.forward(x, training, relu=True), training)
+                k += 2
+            else:
+                x = layer.forward(x, training)
+                k += 1
         return x
 
     def backward(self, grad_output):

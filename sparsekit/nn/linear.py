@@ -53,12 +53,11 @@ class Linear(Module):
         """Whether a topology method may move this layer's weights."""
         return self.budget is not None
 
-    def forward(self, x, training=False):
+    def forward(self, x: np.ndarray, training: bool = False, relu: bool = False) -> np.ndarray:
+        """Y = W X + b, or max(Y, 0) with `relu`: in one pass, where the kernels can."""
         self._input = x if training else None
-        y = self.matrix.matmul(x, self.backend)
-        if self.bias is not None:
-            y += self.bias.values
-        return y
+        bias = self.bias.values if self.bias is not None else None
+        return self.matrix.matmul(x, self.backend, bias=bias, relu=relu)
 
     def backward(self, grad_output):
         x, weight = remembered(self._input), self.weight
@@ -70,6 +69,11 @@ class Linear(Module):
         else:
             self._input = None
         return self.matrix.rmatmul(grad_output, self.backend) if self.needs_grad_input else None
+
+    def freeze(self) -> None:
+        """From now on the layer only predicts: a sparse weight becomes read-only, and its products faster."""
+        self.matrix = self.matrix.frozen()
+        self.weight.values = self.matrix.values
 
     def dense_gradient(self) -> np.ndarray:
         """Gradient of the loss at every position (n_out, n_in), stored or not, from the last backward pass.

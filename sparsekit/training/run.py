@@ -108,6 +108,8 @@ def load_run(path: str | Path) -> Run:
         raise InputError(f"{folder} has a damaged result.json or history.csv: {error}") from None
     model = _build_mlp(config, int(np.prod(sample_shape)), n_classes)
     extra = load_model(folder / MODEL, model)
+    for layer in linear_layers(model).values():
+        layer.freeze()
     standardization = Standardization(extra["mean"], extra["std"])
     return Run(config, history, result, Classifier(model, standardization, sample_shape, np.dtype(config.dtype)))
 

@@ -1,0 +1,4 @@
+"""Benchmarks: the sparse kernels against NumPy, SciPy and, where it is installed, PyTorch.
+
+:func:`sparsekit.bench.run.run` does what the command `sparsekit bench` does.
+"""
