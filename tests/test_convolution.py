@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import naive
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,8 @@ from sparsekit.kernels.threads import thread_limit
 from sparsekit.masks import random_bernoulli, random_constant_fan_in
 
 STORAGES = [CondensedMatrix, CSRMatrix]
+
+needs_speed = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="too slow without compilation")
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,7 @@ def test_one_convolution_serves_images_of_any_size_and_batch(storage, data):
             np.testing.assert_array_equal(got, expected)
 
 
+@needs_speed
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize(
     "geometry",
@@ -221,9 +225,8 @@ def test_larger_images_within_the_rounding_bound(geometry, storage):
     assert_results_within_rounding(case, case.results(case.convolution(storage)), Case.dense)
 
 
+@needs_speed
 def test_same_bits_for_any_thread_count():
-    import numba
-
     if numba.config.NUMBA_NUM_THREADS < 2:
         pytest.skip("needs a machine with at least 2 processors")
     for storage in STORAGES:
@@ -266,6 +269,10 @@ def test_values_changed_in_place_are_seen_by_the_next_call(storage, batch):
     matrix.values.flags.writeable = True
     matrix.values += 1
     matrix.values.flags.writeable = False
+    check()
+    matrix = matrix.frozen()
+    conv = Convolution(matrix, 3, 3, padding=1)
+    check()
     check()
 
 
@@ -317,7 +324,7 @@ def test_operands_are_copied_where_that_makes_them_right(storage):
         for got, wanted in zip((y, dx, dw), expected, strict=True):
             assert got.dtype == np.float32
             np.testing.assert_array_equal(got, wanted)
-    for offset in (1, 4, 16):
+    for offset in (4, 16):
         out = misaligned(np.full_like(expected[0], np.nan), offset)
         assert conv.forward(case.x, out=out) is out
         np.testing.assert_array_equal(out, expected[0])
@@ -400,7 +407,7 @@ def test_out_of_another_kind_or_place_is_refused():
     x = np.ones((2, 3, 4, 5), np.float32)
     read_only = np.empty_like(x)
     read_only.flags.writeable = False
-    for wrong in (x[:, :2].copy(), np.empty(x.shape), np.asfortranarray(x), read_only, [[0]]):
+    for wrong in (x[:, :2].copy(), np.empty(x.shape), np.asfortranarray(x), read_only, misaligned(x, 1), [[0]]):
         with pytest.raises(InputError, match=r"\bout\b"):
             conv.forward(x, out=wrong)
     with pytest.raises(InputError, match="out must not share memory with x"):

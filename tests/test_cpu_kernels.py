@@ -6,6 +6,7 @@ whose inputs are read by many or by few.
 """
 
 import copy
+import itertools
 import pickle
 from functools import cache
 
@@ -36,7 +37,8 @@ DTYPES = [np.float32, np.float64]
 BORDERS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 128, 200, 256, 257]
 A_FEW_BATCHES = [1, 2, 9, 16, 33, 64, 127, 128, 150, 257]
 
-needs_speed = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="too slow without compilation")
+# test_processors.py does without compilation what does not take too long then
+pytestmark = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="too slow without compilation")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -73,12 +75,13 @@ def check_exactly(matrix, weight, mask, x, g):
 def test_small_layers_are_exact_at_every_batch(shape, fan_in, dtype, storage):
     rng = np.random.default_rng(0)
     matrix, weight, mask = integer_layer(storage, shape, fan_in, dtype, rng)
+    frozen = matrix.frozen()
     for batch in range(71):
         x, g = integers((shape[1], batch), dtype, rng), integers((shape[0], batch), dtype, rng)
         check_exactly(matrix, weight, mask, x, g)
+        check_exactly(frozen, weight, mask, x, g)
 
 
-@needs_speed
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
@@ -87,9 +90,11 @@ def test_small_layers_are_exact_at_every_batch(shape, fan_in, dtype, storage):
 def test_large_layers_are_exact(shape, fan_in, dtype, storage):
     rng = np.random.default_rng(0)
     matrix, weight, mask = integer_layer(storage, shape, fan_in, dtype, rng)
+    frozen = matrix.frozen()
     for batch in (1, 5, 16, 63, 64, 65, 79, 100, 127, 128, 129, 143, 160, 191, 256, 257):
         x, g = integers((shape[1], batch), dtype, rng), integers((shape[0], batch), dtype, rng)
         check_exactly(matrix, weight, mask, x, g)
+        check_exactly(frozen, weight, mask, x, g)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -130,6 +135,7 @@ def test_ablated_neurons_are_exact(active, storage):
     for batch in (0, *BORDERS):
         x, g = integers((50, batch), np.float32, rng), integers((7, batch), np.float32, rng)
         check_exactly(matrix, weight, mask, x, g)
+        check_exactly(matrix.frozen(), weight, mask, x, g)
         np.testing.assert_array_equal(matrix.matmul(x, bias=bias), weight @ x + bias[:, None])
         np.testing.assert_array_equal(
             matrix.matmul(x, bias=bias, relu=True), np.maximum(weight @ x + bias[:, None], 0)
@@ -144,7 +150,6 @@ def paper_mask(storage, shape, sparsity):
     return mask_of(storage, shape, round((1 - sparsity) * shape[1]), np.random.default_rng(0))
 
 
-@needs_speed
 @pytest.mark.parametrize("storage", STORAGES)
 @settings(max_examples=25)
 @given(
@@ -186,18 +191,17 @@ def test_layers_of_the_benchmark_within_the_rounding_bound(storage, layer, batch
 def test_bias_and_relu_are_exact_at_every_batch(shape, fan_in, dtype, storage):
     rng = np.random.default_rng(0)
     matrix, weight, _ = integer_layer(storage, shape, fan_in, dtype, rng)
-    bias = integers(shape[0], dtype, rng)
+    bias, frozen = integers(shape[0], dtype, rng), matrix.frozen()
     for batch in (*range(36), *BORDERS):
         x = integers((shape[1], batch), dtype, rng)
         product = weight @ x
-        for relu in (False, True):
-            for b in (None, bias):
-                expected = product if b is None else product + b[:, None]
-                expected = np.maximum(expected, 0) if relu else expected
-                out = framed(np.full_like(product, np.nan), -99)
-                assert matrix.matmul(x, bias=b, relu=relu, out=out) is out
-                np.testing.assert_array_equal(out, expected)
-                assert_frame_is(out, -99)
+        for relu, with_bias, stored in itertools.product((False, True), (False, True), (matrix, frozen)):
+            expected = product + bias[:, None] if with_bias else product
+            expected = np.maximum(expected, 0) if relu else expected
+            out = framed(np.full_like(product, np.nan), -99)
+            assert stored.matmul(x, bias=bias if with_bias else None, relu=relu, out=out) is out
+            np.testing.assert_array_equal(out, expected)
+            assert_frame_is(out, -99)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -231,25 +235,26 @@ def test_nan_and_infinity_reach_what_reads_them_and_nothing_else(shape, fan_in, 
     matrix, weight, mask = integer_layer(storage, shape, fan_in, dtype, rng)
     rows, columns = np.nonzero(mask)
     bias = integers(shape[0], dtype, rng)
+    inputs, neurons = (0, 128 % shape[1], shape[1] // 2, shape[1] - 1), (0, shape[0] // 3, 5, shape[0] - 1)
     for batch in A_FEW_BATCHES:
         x, g = integers((shape[1], batch), dtype, rng), integers((shape[0], batch), dtype, rng)
-        for b, bad in ((0, np.inf), (batch // 2, np.nan), (batch - 1, -np.inf), (batch - 1, np.nan)):
-            j, n = rng.integers(shape[1]), rng.integers(shape[0])
+        places = zip(inputs, neurons, (0, batch // 2, batch - 1, batch - 1), strict=True)
+        for (j, n, b), bad, stored in itertools.product(places, (np.nan, -np.inf), (matrix, matrix.frozen())):
             bad_x, bad_g = x.copy(), g.copy()
             bad_x[j, b] = bad_g[n, b] = bad
             with np.errstate(invalid="ignore"):
                 expected = weight @ x + bias[:, None]
                 expected[mask[:, j], b] = weight[mask[:, j], j] * bad  # NaN for a stored zero
-                np.testing.assert_array_equal(matrix.matmul(bad_x, bias=bias), expected)
+                np.testing.assert_array_equal(stored.matmul(bad_x, bias=bias), expected)
                 expected = np.maximum(expected, 0)
-                np.testing.assert_array_equal(matrix.matmul(bad_x, bias=bias, relu=True), expected)
+                np.testing.assert_array_equal(stored.matmul(bad_x, bias=bias, relu=True), expected)
                 expected = weight.T @ g
                 expected[mask[n], b] = weight[n, mask[n]] * bad
-                np.testing.assert_array_equal(matrix.rmatmul(bad_g), expected)
+                np.testing.assert_array_equal(stored.rmatmul(bad_g), expected)
                 products = (g @ x.T)[mask]
                 for dw, reached in (
-                    (matrix.sampled_outer(g, bad_x).ravel(), columns == j),
-                    (matrix.sampled_outer(bad_g, x).ravel(), rows == n),
+                    (stored.sampled_outer(g, bad_x).ravel(), columns == j),
+                    (stored.sampled_outer(bad_g, x).ravel(), rows == n),
                 ):
                     np.testing.assert_array_equal(np.isfinite(dw), ~reached)
                     np.testing.assert_array_equal(dw[~reached], products[~reached])
@@ -294,9 +299,14 @@ def test_outputs_and_weights_anywhere_in_memory(offset, storage):
         for batch in (1, 4, 16, 33, 64, 130):
             x, g = integers((96, batch), dtype, rng), integers((24, batch), dtype, rng)
             y, dx, dw = (misaligned(np.full_like(like, np.nan), offset) for like in (g, x, values))
-            assert matrix.matmul(x, out=y) is y
-            assert matrix.rmatmul(g, out=dx) is dx
-            assert matrix.sampled_outer(g, x, out=dw) is dw
+            products = (matrix.matmul, (x,), y), (matrix.rmatmul, (g,), dx), (matrix.sampled_outer, (g, x), dw)
+            for compute, operands, out in products:
+                if offset % x.itemsize:  # where no such float may be
+                    with pytest.raises(InputError, match=r"\bout must be .*\baligned\b"):
+                        compute(*operands, out=out)
+                    out[...] = compute(*operands)
+                else:
+                    assert compute(*operands, out=out) is out
             np.testing.assert_array_equal(y, weight @ x)
             np.testing.assert_array_equal(dx, weight.T @ g)
             np.testing.assert_array_equal(dw.ravel(), (g @ x.T)[mask])
@@ -398,6 +408,25 @@ def test_weights_that_are_made_read_only_and_writeable_again(storage):
 
 
 @pytest.mark.parametrize("storage", STORAGES)
+def test_a_frozen_matrix_keeps_its_weights(storage):
+    rng = np.random.default_rng(0)
+    matrix, _, _ = integer_layer(storage, (40, 300), 250, np.float32, rng)
+    x, g = integers((300, 257), np.float32, rng), integers((40, 257), np.float32, rng)
+    frozen, weight = matrix.frozen(), matrix.to_dense()
+    check_at_a_few_batches(frozen, x, g)
+    matrix.values += 1
+    again = [frozen, frozen.frozen(), copy.deepcopy(frozen), pickle.loads(pickle.dumps(frozen))]
+    for same in again:
+        np.testing.assert_array_equal(same.to_dense(), weight)
+        check_at_a_few_batches(same, x, g)
+        with pytest.raises(ValueError, match="read-only"):
+            same.values += 1
+    np.testing.assert_array_equal(matrix.frozen().to_dense(), matrix.to_dense())
+    check_at_a_few_batches(matrix.frozen(), x, g)
+    check_at_a_few_batches(matrix, x, g)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("twin_of", [copy.deepcopy, lambda matrix: pickle.loads(pickle.dumps(matrix))])
 def test_a_copy_has_weights_of_its_own(twin_of, storage):
     rng = np.random.default_rng(0)
@@ -416,7 +445,6 @@ def test_a_copy_has_weights_of_its_own(twin_of, storage):
 # --- threads ----------------------------------------------------------------------------------------------------
 
 
-@needs_speed
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("shape", "fan_in"), [((300, 784), 130), ((301, 520), 520), ((400, 90), 40)])

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from sparsekit.kernels.threads import start_threads
+
 # Sums may be reordered and contracted to fused multiply-adds; NaN and Inf keep their meaning.
 FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
 
@@ -29,4 +31,8 @@ def run(kernel: Kernel, multiply_adds: int, *arguments: np.ndarray | int | bool)
 
     The choice looks at the work alone, not at the number of threads, so that results do not depend on it.
     """
-    (kernel.parallel if multiply_adds >= _PARALLEL_FROM else kernel.serial)(*arguments)
+    if multiply_adds < _PARALLEL_FROM:
+        kernel.serial(*arguments)
+    else:
+        start_threads()
+        kernel.parallel(*arguments)

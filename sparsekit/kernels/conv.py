@@ -229,6 +229,7 @@ def _correlate(
     n_rows = starts.shape[1]
     row_size = n_channels * stride[1] * phase_width * samples
     flat_out = out.reshape(-1)
+    zero = np.intp(0)  # for a literal Numba would compile the function once more
     for number in numba.prange(_n_tasks(batch, samples, size, columns, rows)):
         sample, left, top, right, bottom = _task(number, batch, samples, size, columns, rows)
         strip = -(-(right - left) * samples // lanes(x)) * lanes(x)
@@ -248,13 +249,14 @@ def _correlate(
             for r in range(n_rows):
                 row, column = origin[0] + a * step[0], origin[1] + left * step[1]
                 target = ((r * out.shape[1] + row) * out.shape[2] + column) * batch + sample
-                _copy_pixels(flat_out, target, step[1] * batch, y, r * strip, samples, right - left, 0, have)
+                _copy_pixels(flat_out, target, step[1] * batch, y, r * strip, samples, right - left, zero, have)
 
 
 @compiled
 def _products(offsets, starts, kernel, first, stride, size, columns, rows, phase_width, g, x, sums):
     n_channels, batch = x.shape[0], x.shape[3]
-    n_rows, samples = starts.shape[1], lanes(x)
+    n_rows, samples = starts.shape[1], np.intp(lanes(x))
+    zero, one = np.intp(0), np.intp(1)  # for literals Numba would compile the function once more
     row_size = n_channels * stride[1] * phase_width * samples
     for part in numba.prange(sums.shape[0]):
         for number in range(part, _n_tasks(batch, samples, size, columns, rows), sums.shape[0]):
@@ -269,7 +271,7 @@ def _products(offsets, starts, kernel, first, stride, size, columns, rows, phase
                     row, column = first[0] + top * stride[0] + done, first[1] + left * stride[1]
                     _copy_row(x, row, column, stride[1], phase_width, sample, samples, done * row_size, copied)
                     done += 1
-                _copy_row(g, a, left, 1, right - left, sample, samples, 0, strips)
+                _copy_row(g, a, left, one, right - left, sample, samples, zero, strips)
                 _multiply_strips(offsets, starts, strips, copied, base * row_size, samples, strip, sums[part])
 
 

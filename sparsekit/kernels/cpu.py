@@ -10,8 +10,9 @@ direct
     row by row, as many samples at a time as fit the registers. Best while the rows of X that a neuron reads stay in
     the second-level cache, or are read by few.
 blocked
-    a tile of 128 bytes of the batch at a time: the tile of 256 inputs is copied to a contiguous place that fits the
-    first-level cache, and every neuron adds up its weights in that block. For wide batches and inputs read by many.
+    a tile of up to 256 bytes of the batch at a time: the tile of a block of inputs is copied to a contiguous place
+    that fits the first-level cache, and every neuron adds up its weights in that block. For wide batches and neurons
+    with several weights in a block.
 
 The weight gradient holds a part of a row of G in registers and multiplies it with the rows of X that the neuron reads.
 
@@ -21,6 +22,7 @@ kernels. `prange` neither raises nor checks bounds: the indices were validated w
 Arguments as in :mod:`sparsekit.kernels.reference`.
 """
 
+import math
 from functools import partial
 
 import numba
@@ -28,7 +30,7 @@ import numpy as np
 
 from sparsekit.kernels.compiled import compiled, run
 from sparsekit.kernels.memory import LINE, address, aligned_empty
-from sparsekit.kernels.plan import BLOCK, LANES, TABLE, Lookup, Order, Plan
+from sparsekit.kernels.plan import LANES, TABLE, Lookup, Order, Plan
 from sparsekit.kernels.simd import (
     CAN_LOOK_UP,
     VECTOR_BYTES,
@@ -40,7 +42,8 @@ from sparsekit.kernels.simd import (
     weighted_rows,
 )
 
-_TILE_BYTES = 128  # of the batch, in the blocked product
+_TILE_BYTES = min(256, 8 * VECTOR_BYTES)  # of the batch, in the blocked product: at most 8 registers
+_BLOCK = (49_152 if VECTOR_BYTES == 64 else 32_768) // _TILE_BYTES  # inputs whose tile the first-level cache holds
 _LOOKUP_RUN = 2  # stored weights of a neuron in one block of 128 inputs
 _ALIGNED_READERS = 8  # neurons that read an input; fewer do not pay for copying it
 _CACHED = 2**19  # bytes of X that stay in the second-level cache while all neurons read it
@@ -87,10 +90,10 @@ def transpose(x: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 def _forward(values, indices, x, out, plan: Plan, bias, relu):
     bias = _NO_BIAS[out.dtype] if bias is None else bias
-    if x.shape[1] == 1 and plan.frozen and _wants_lookup(values, plan.shape):
+    if x.shape[1] == 1 and plan.frozen and _wants_lookup(values, plan.shape, x):
         _look_up(plan.lookup(values), x.reshape(-1), bias, relu, out.reshape(-1))
     elif _wants_blocks(values.size, x, len(out), plan.frozen):
-        order = plan.by_row_blocked
+        order = plan.rows_in_blocks(_BLOCK)
         _gather_blocked(_in_order(order, values), order, x, bias, relu, out)
     else:
         _gather(values, indices, plan.indptr, x, bias, relu, out)
@@ -100,7 +103,7 @@ def _forward(values, indices, x, out, plan: Plan, bias, relu):
 def _input_gradient(values, g, out, plan: Plan):
     bias = _NO_BIAS[out.dtype]
     if _wants_blocks(values.size, g, len(out), plan.frozen):
-        order = plan.by_column_blocked
+        order = plan.columns_in_blocks(_BLOCK)
         _gather_blocked(_in_order(order, values), order, g, bias, False, out)
     else:
         order = plan.by_column
@@ -118,21 +121,25 @@ def _weight_gradient(indices, g, x, out, plan: Plan):
     if x.strides[0] < VECTOR_BYTES:
         run(_products_narrow, work, indices, plan.indptr, g, x, out)
     else:
-        starts = plan.row_starts if x.nbytes <= _CACHED else plan.block_starts
+        starts = plan.row_starts if x.nbytes <= _CACHED else plan.block_starts(_BLOCK)
         run(_products, work, indices, starts, g, x, out)
     return out
 
 
-def _wants_lookup(values: np.ndarray, shape: tuple[int, int]) -> bool:
-    """Whether one sample is best looked up in registers: where the processor can, and weights enough have a block."""
+def _wants_lookup(values: np.ndarray, shape: tuple[int, int], x: np.ndarray) -> bool:
+    """Whether one sample is best looked up in registers: where the processor can, and blocks hold weights enough.
+
+    An infinite input would meet the zeros that fill groups up, and become NaN for neurons that do not read it.
+    """
     n_out, n_in = shape
-    return CAN_LOOK_UP and values.dtype == np.float32 and values.size >= _LOOKUP_RUN * n_out * -(-n_in // TABLE)
+    enough = values.size >= _LOOKUP_RUN * n_out * -(-n_in // TABLE)
+    return CAN_LOOK_UP and enough and values.dtype == np.float32 and math.isfinite(np.vdot(x, x))
 
 
 def _wants_blocks(nnz: int, x: np.ndarray, n_rows: int, frozen: bool) -> bool:
     """Whether tiles pay: rows of x long enough to conflict in the cache, and runs of weights long enough to go on."""
     bytes_of_row = x.shape[1] * x.itemsize
-    length = nnz / (-(-len(x) // BLOCK) * n_rows)
+    length = nnz / (-(-len(x) // _BLOCK) * n_rows)
     return (bytes_of_row >= 512 and length >= 8) or (frozen and bytes_of_row >= 256 and length >= 16)
 
 

@@ -15,7 +15,6 @@ from sparsekit.kernels.transpose import TransposedIndex, index_dtype, read_only,
 
 TABLE = 128  # inputs that 8 registers of 16 lanes hold
 LANES = 16
-BLOCK = 256  # inputs whose part of a batch, 128 bytes each, a first-level cache holds
 
 
 class Order:
@@ -68,6 +67,8 @@ class Plan:
         self, indptr: np.ndarray, indices: np.ndarray, shape: tuple[int, int], frozen: bool = False
     ) -> None:
         self.indptr, self.indices, self.shape, self.frozen = read_only(indptr), indices, shape, frozen
+        self._orders: dict[tuple[str, int], Order] = {}
+        self._starts: dict[int, np.ndarray] = {}
         self._lookup: Lookup | None = None
 
     @cached_property
@@ -76,11 +77,22 @@ class Plan:
         n_out, n_in = self.shape
         return transposed_index(self.indices, np.repeat(np.arange(n_out), np.diff(self.indptr)), n_out, n_in)
 
-    @cached_property
-    def by_row_blocked(self) -> Order:
+    def rows_in_blocks(self, block: int) -> Order:
         """The weights for W x, block by block of inputs."""
-        n_out, n_in = self.shape
-        return _blocked(self.indptr, self.indices, np.arange(self.indices.size), n_out, n_in, BLOCK, self.frozen)
+        if ("rows", block) not in self._orders:
+            n_out, n_in = self.shape
+            slots = np.arange(self.indices.size)
+            order = _blocked(self.indptr, self.indices, slots, n_out, n_in, block, self.frozen)
+            self._orders["rows", block] = order
+        return self._orders["rows", block]
+
+    def columns_in_blocks(self, block: int) -> Order:
+        """The weights for W^T g, block by block of neurons."""
+        if ("columns", block) not in self._orders:
+            index, (n_out, n_in) = self.transposed, self.shape
+            order = _blocked(index.indptr, index.rows, index.positions, n_in, n_out, block, self.frozen)
+            self._orders["columns", block] = order
+        return self._orders["columns", block]
 
     @cached_property
     def by_column(self) -> Order:
@@ -88,19 +100,13 @@ class Plan:
         index = self.transposed
         return Order(index.indptr, index.rows, index.positions, self.shape[0], self.frozen)
 
-    @cached_property
-    def by_column_blocked(self) -> Order:
-        """The weights for W^T g, block by block of neurons."""
-        index = self.transposed
-        n_out, n_in = self.shape
-        return _blocked(index.indptr, index.rows, index.positions, n_in, n_out, BLOCK, self.frozen)
-
-    @cached_property
-    def block_starts(self) -> np.ndarray:
+    def block_starts(self, block: int) -> np.ndarray:
         """Int64 (n_blocks + 1, n_out): where each block of inputs begins in each row, in the weights' own order."""
-        lengths = np.diff(self.by_row_blocked.indptr).reshape(-1, self.shape[0])
-        starts = np.concatenate([np.zeros((1, self.shape[0]), dtype=np.int64), np.cumsum(lengths, axis=0)])
-        return read_only(starts + self.indptr[:-1])
+        if block not in self._starts:
+            lengths = np.diff(self.rows_in_blocks(block).indptr).reshape(-1, self.shape[0])
+            starts = np.concatenate([np.zeros((1, self.shape[0]), dtype=np.int64), np.cumsum(lengths, axis=0)])
+            self._starts[block] = read_only(starts + self.indptr[:-1])
+        return self._starts[block]
 
     @cached_property
     def row_starts(self) -> np.ndarray:
@@ -168,8 +174,10 @@ def _arrays(part: object) -> list[np.ndarray]:
     """The arrays that a part of a plan is or holds."""
     if isinstance(part, np.ndarray):
         return [part]
-    held = part if isinstance(part, tuple) else vars(part).values() if isinstance(part, Order | Lookup) else ()
-    return [array for array in held if isinstance(array, np.ndarray)]
+    if isinstance(part, Order | Lookup):
+        part = vars(part)
+    held = part.values() if isinstance(part, dict) else part if isinstance(part, tuple) else ()
+    return [array for one in held for array in _arrays(one)]
 
 
 def _blocked(

@@ -70,19 +70,19 @@ def weighted_rows(vectors: int, chains: int, part: int = 1, accumulate: bool = F
             for t in range(vectors):
                 builder.store(emit.load(y, t), tile[t])
 
-        def step(slot, chain):
-            weight = emit.splat(builder.load(builder.gep(values, [slot])))
+        def step(slot, chain, weight):
             row = emit.row(x, indices, slot, stride)
             for t in range(vectors):
                 emit.add_product(tile[chain * vectors + t], weight, emit.load(row, t))
 
-        whole = builder.sub(end, builder.srem(builder.sub(end, start), _INT64(chains)))
-        with emit.loop(start, whole, chains) as (slot, _):
-            for chain in range(chains):
-                step(builder.add(slot, _INT64(chain)), chain)
-        if chains > 1:
-            with emit.loop(whole, end) as (slot, _):
-                step(slot, 0)
+        group = max(4, chains)
+        whole = builder.sub(end, builder.srem(builder.sub(end, start), _INT64(group)))
+        with emit.loop(start, whole, group) as (slot, _):
+            weights = emit.group(values, slot, group)
+            for k in range(group):
+                step(builder.add(slot, _INT64(k)), k % chains, emit.splat(weights, k))
+        with emit.loop(whole, end) as (slot, _):
+            step(slot, 0, emit.splat(emit.group(values, slot, 1), 0))
         for t in range(vectors):
             emit.store(emit.total(tile[t::vectors]), y, t)
 
@@ -277,12 +277,20 @@ class _Emitter:
         place = self.builder.gep(pointer, [_INT64(t * self.lanes)])
         return self.builder.bitcast(place, self.vector.as_pointer())
 
-    def splat(self, scalar: ir.Value) -> ir.Value:
-        """The scalar in every lane."""
-        undefined = ir.Constant(self.vector, ir.Undefined)
-        first = self.builder.insert_element(undefined, scalar, _INT32(0))
-        lanes = ir.Constant(ir.VectorType(_INT32, self.lanes), None)
-        return self.builder.shuffle_vector(first, undefined, lanes)
+    def group(self, values: ir.Value, slot: ir.Value, size: int) -> ir.Value:
+        """The vector values[slot : slot + size]."""
+        kind = ir.VectorType(self.element, size)
+        pointer = self.builder.bitcast(self.builder.gep(values, [slot]), kind.as_pointer())
+        weights = self.builder.load(pointer, align=self.size)
+        if CAN_LOOK_UP and size > 1:
+            # Loads are what bounds the loop. An empty instruction between keeps LLVM from loading each weight again.
+            weights = self.builder.asm(ir.FunctionType(kind, [kind]), "", "=v,0", [weights], False)
+        return weights
+
+    def splat(self, group: ir.Value, k: int) -> ir.Value:
+        """Element k of a group in every lane."""
+        lanes = ir.Constant(ir.VectorType(_INT32, self.lanes), [k] * self.lanes)
+        return self.builder.shuffle_vector(group, ir.Constant(group.type, ir.Undefined), lanes)
 
     def add_product(self, place: ir.Value, a: ir.Value, b: ir.Value) -> None:
         """place += a * b, contracted to one fused multiply-add where the processor has it."""
