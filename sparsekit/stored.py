@@ -239,15 +239,17 @@ def require_values(values: np.ndarray, ndim: int) -> np.ndarray:
         raise InputError(f"values must have {ndim} dimension{'s' * (ndim > 1)}, not shape {array.shape}")
     if not np.isfinite(array).all():
         raise InputError("values must be finite, but they hold NaN or infinity")
-    return np.require(array, requirements="CAW")
+    return np.require(array, requirements=["C", "A", "W"])
 
 
 def real_array(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Return `array` as kernels take it, copied only if need be: C-contiguous, of `dtype`, aligned to it, writable."""
     array = np.asarray(array)
-    if array.dtype != dtype and array.dtype.kind not in "fiub":
+    if array.dtype == dtype and array.flags.carray:
+        return array
+    if array.dtype.kind not in "fiub":
         raise InputError(f"{name} must hold real numbers, not {array.dtype}")
-    return np.require(array, dtype=dtype, requirements="CAW")
+    return np.require(array, dtype=dtype, requirements=["C", "A", "W"])
 
 
 def require_output(out: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, **read: np.ndarray) -> np.ndarray:

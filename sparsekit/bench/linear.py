@@ -53,7 +53,10 @@ def _problem(
     matrices = [random_condensed(shape, sparsity, rng) for _ in range(layers)]
     dense = [aligned(matrix.to_dense()) for matrix in matrices]
     x = normal((shape[1], batch), rng)
-    ours = [*_condensed(matrices, x), _csr([_unstructured(matrix, rng) for matrix in matrices], x)]
+    ours = [
+        *_condensed([matrix.frozen() for matrix in matrices], x),
+        _csr([_unstructured(matrix, rng).frozen() for matrix in matrices], x),
+    ]
     theirs = [
         *_numpy(dense, x),
         _scipy(matrices, x),

@@ -168,12 +168,10 @@ def _gather_blocked(values, order: Order, x, bias, relu, out):
 
 
 def _look_up(lookup: Lookup, x, bias, relu, out):
-    n_blocks, n_groups = lookup.lengths.shape
-    table = np.zeros(n_blocks * TABLE, dtype=x.dtype)
-    table[: x.size] = x
-    sums = np.empty(n_blocks * n_groups * LANES, dtype=x.dtype)
-    arrays = lookup.values, lookup.inputs, lookup.lengths, lookup.starts, lookup.ranks
-    run(_sum_groups, lookup.values.size, *arrays, table, sums, bias, relu, out)
+    if x.size % TABLE:
+        x = np.concatenate([x, np.zeros(-x.size % TABLE, dtype=x.dtype)])
+    arrays = lookup.values, lookup.inputs, lookup.lengths, lookup.starts, lookup.ranks, lookup.sums
+    run(_sum_groups, lookup.values.size, *arrays, x, bias, relu, out)
 
 
 def _whole_vectors(x: np.ndarray, readers: float) -> np.ndarray:
@@ -224,7 +222,7 @@ def _dot_rows(values, indices, indptr, x, bias, relu, out):
 
 
 @compiled
-def _sum_groups(values, inputs, lengths, starts, ranks, x, sums, bias, relu, out):
+def _sum_groups(values, inputs, lengths, starts, ranks, sums, x, bias, relu, out):
     """As :func:`_dot_rows` with the weights in the order of :class:`sparsekit.kernels.plan.Lookup`."""
     n_blocks, n_groups = lengths.shape
     flat_lengths = lengths.reshape(-1)

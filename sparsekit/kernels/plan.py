@@ -139,9 +139,10 @@ class Lookup:
     ----------
     values : float32 (n,)
     inputs : uint8 (n,), input of each weight, counted from the first of its block
-    lengths : int64 (n_blocks, n_groups), weights a lane of each group
+    lengths : uint8 (n_blocks, n_groups), weights a lane of each group
     starts : int64 (n_blocks,), first slot of each block
-    ranks : int32 (n_blocks, n_rows), place of each neuron among the sums of the groups of all blocks
+    sums : float32 (n_blocks * n_groups * 16,), memory for the sums of the lanes of all groups
+    ranks : int32 (n_blocks, n_rows), place of each neuron in `sums`
     """
 
     def __init__(self, order: Order, values: np.ndarray, n_rows: int) -> None:
@@ -165,8 +166,9 @@ class Lookup:
         self.inputs[:] = 0
         self.values[places] = values[order.positions]
         self.inputs[places] = order.indices
-        self.lengths = read_only(lengths)
+        self.lengths = read_only(lengths.astype(np.uint8))
         self.starts = read_only(group_starts[: n_blocks * n_groups : n_groups].copy())
+        self.sums = aligned_empty((n_blocks * n_groups * LANES,), np.float32)
         self.ranks = read_only((rank + np.arange(n_blocks)[:, None] * n_groups * LANES).astype(np.int32))
 
 

@@ -20,6 +20,7 @@ from numba import types
 from numba.core import cgutils, config
 from numba.extending import intrinsic, overload
 
+_AHEAD = 2048  # weights that are asked for before they are needed, 8 KiB
 _FAST = ("contract", "reassoc", "nsz")  # NaN and Inf keep their meaning
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
 
@@ -231,10 +232,12 @@ def group_sums() -> Callable[..., None]:
         with emit.loop(_INT64(0), arguments[4]) as (group, _):
             for chain in chains:
                 builder.store(emit.zero, chain)
-            length = builder.load(builder.gep(lengths, [builder.add(arguments[3], group)]))
+            length = builder.zext(builder.load(builder.gep(lengths, [builder.add(arguments[3], group)])), _INT64)
             begin = builder.load(position)
             end = builder.add(begin, builder.mul(length, _INT64(16)))
             with emit.loop(begin, end, 32) as (slot, _):
+                for pointer, ahead in ((values, _AHEAD), (values, _AHEAD + 16), (inputs, 2 * _AHEAD)):
+                    emit.prefetch(builder.gep(pointer, [builder.add(slot, _INT64(ahead))]))
                 step(slot, chains[0])
                 step(builder.add(slot, _INT64(16)), chains[1])
             emit.store(emit.total(chains), builder.gep(sums, [builder.mul(group, _INT64(16))]), 0)
@@ -257,6 +260,13 @@ class _Emitter:
     def data(self, arguments: Any, k: int) -> ir.Value:
         """Pointer to the first element of the k-th argument."""
         return self.context.make_array(self.signature.args[k])(self.context, self.builder, arguments[k]).data
+
+    def prefetch(self, pointer: ir.Value) -> None:
+        """Ask for a cache line that is read soon; beyond an array it does nothing."""
+        pointer = self.builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _INT32, _INT32, _INT32])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        self.builder.call(function, [pointer, _INT32(0), _INT32(3), _INT32(1)])
 
     def loop(self, start: ir.Value, end: ir.Value, step: int = 1) -> Any:
         return cgutils.for_range_slice(self.builder, start, end, _INT64(step), intp=_INT64)
