@@ -20,8 +20,8 @@ class Convolution:
     where x is zero outside the image. Only stored weights are touched, in the gradients too; no im2col.
 
     Images are feature-major: (channels, height, width, batch). Where a copy makes an operand right it is copied:
-    other real dtypes are converted to the dtype of the weights, strided and read-only arrays become contiguous ones.
-    Anything else raises an :class:`InputError` that names the argument.
+    other real dtypes are converted to the dtype of the weights, strided and read-only arrays become contiguous
+    ones. Anything else raises an :class:`InputError` that names the argument.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class Convolution:
         return self.matrix.shape[0]
 
     def output_size(self, height: int, width: int) -> Pair:
-        """Height and width of the output for an input of this size: floor((size + 2 padding - kernel) / stride) + 1.
+        """Height and width of the output: floor((size + 2 padding - kernel) / stride) + 1 for those of the input.
 
         Raises
         ------
@@ -173,8 +173,9 @@ class Convolution:
     def _gradient_window(self, start: Pair, input_size: Pair):
         """Input pixels start, start + stride, ...: they see, of the output's gradient, what they contributed to.
 
-        Pixel y is tap i of output pixel (y + padding - i) / stride. Of the taps that leave no remainder the last one
-        belongs to the first of these output pixels, so a window over the gradient meets the taps in reverse order.
+        Pixel y is tap i of output pixel (y + padding - i) / stride. Of the taps that leave no remainder the last
+        one belongs to the first of these output pixels, so a window over the gradient meets the taps in reverse
+        order.
         """
         from sparsekit.kernels.conv import Window
 

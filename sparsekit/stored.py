@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -97,13 +97,20 @@ class StoredMatrix(ABC):
         -------
         (n_out, batch) or (n_out,); rows of ablated neurons are zero before the bias is added.
         """
+        n_out, n_in = self.shape
+        operand = self._operand("x", x, n_in)
+        shape = (n_out, operand.shape[1])
         if bias is not None:
-            bias = self._operand("bias", bias, self.shape[0])
+            bias = self._operand("bias", bias, n_out)
             if bias.shape[1] != 1:
-                raise InputError(f"bias must have shape ({self.shape[0]},) or ({self.shape[0]}, 1)")
+                raise InputError(f"bias must have shape ({n_out},) or ({n_out}, 1)")
             bias = bias[:, 0]
-        compute = partial(self._matmul, bias=bias, relu=relu)
-        return self._product("x", x, self.shape[1], self.shape[0], compute, backend, out)
+        if out is None:
+            out = self._new(shape)
+        else:
+            require_output(out, shape, self.dtype, x=operand, values=self.values)
+        result = self._matmul(operand, backend, out, bias, relu)
+        return result[:, 0] if np.ndim(x) == 1 else result
 
     def rmatmul(self, g: np.ndarray, backend: str = "cpu", out: np.ndarray | None = None) -> np.ndarray:
         """W^T g.
@@ -118,7 +125,15 @@ class StoredMatrix(ABC):
         -------
         (n_in, batch) or (n_in,).
         """
-        return self._product("g", g, self.shape[0], self.shape[1], self._rmatmul, backend, out)
+        n_out, n_in = self.shape
+        operand = self._operand("g", g, n_out)
+        shape = (n_in, operand.shape[1])
+        if out is None:
+            out = self._new(shape)
+        else:
+            require_output(out, shape, self.dtype, g=operand, values=self.values)
+        result = self._rmatmul(operand, backend, out)
+        return result[:, 0] if np.ndim(g) == 1 else result
 
     def sampled_outer(
         self, g: np.ndarray, x: np.ndarray, backend: str = "cpu", out: np.ndarray | None = None
@@ -138,7 +153,11 @@ class StoredMatrix(ABC):
         g, x = self._operand("g", g, self.shape[0]), self._operand("x", x, self.shape[1])
         if g.shape[1] != x.shape[1]:
             raise InputError(f"g and x must have the same batch, not {g.shape[1]} and {x.shape[1]}")
-        return self._sampled_outer(g, x, backend, self._output(out, self.values.shape, g=g, x=x))
+        if out is None:
+            out = self._new(self.values.shape)
+        else:
+            require_output(out, self.values.shape, self.dtype, g=g, x=x, values=self.values)
+        return self._sampled_outer(g, x, backend, out)
 
     def __matmul__(self, x: np.ndarray) -> np.ndarray:
         return self.matmul(x)
@@ -158,23 +177,15 @@ class StoredMatrix(ABC):
     @abstractmethod
     def _sampled_outer(self, g: np.ndarray, x: np.ndarray, backend: str, out: np.ndarray) -> np.ndarray: ...
 
-    def _product(self, name, operand, rows_in, rows_out, compute, backend, out):
-        matrix = self._operand(name, operand, rows_in)
-        result = compute(matrix, backend, self._output(out, (rows_out, matrix.shape[1]), **{name: matrix}))
-        return result[:, 0] if np.ndim(operand) == 1 else result
-
     def _operand(self, name: str, array: np.ndarray, n_rows: int) -> np.ndarray:
-        array = real_array(name, array, self.dtype)
+        array = real_array(name, array, self.values.dtype)
         if array.ndim not in (1, 2) or array.shape[0] != n_rows:
             raise InputError(f"{name} must have shape ({n_rows}, batch) or ({n_rows},), not {array.shape}")
         return array.reshape(n_rows, -1) if array.ndim == 1 else array
 
-    def _output(self, out: np.ndarray | None, shape: tuple[int, ...], **read: np.ndarray) -> np.ndarray:
-        """Where a product goes that reads the weights and the named arrays."""
-        if out is not None:
-            return require_output(out, shape, self.dtype, values=self.values, **read)
+    def _new(self, shape: tuple[int, ...]) -> np.ndarray:
         # one column gains nothing from alignment, and finding an aligned place takes longer than a small product
-        return np.empty(shape, self.dtype) if shape[-1] == 1 else aligned_empty(shape, self.dtype)
+        return np.empty(shape, self.values.dtype) if shape[-1] == 1 else aligned_empty(shape, self.values.dtype)
 
 
 class SparseMatrix(StoredMatrix):
@@ -184,9 +195,10 @@ class SparseMatrix(StoredMatrix):
     _frozen_values: np.ndarray | None = None
 
     def frozen(self) -> Self:
-        """The same matrix for prediction: its values are a read-only copy, and products keep what they make of them.
+        """The same matrix for prediction: a read-only copy of the values, and products keep what they make.
 
-        It is faster, most of all for one sample, and holds several times the bytes of the weights.
+        It is faster, most of all for one sample, and holds several times the bytes of the weights. Sums may be
+        taken in another order, so results can differ in the last bits.
         """
         matrix = copy.deepcopy(self)
         matrix._frozen_values = matrix.values
@@ -243,7 +255,7 @@ def require_values(values: np.ndarray, ndim: int) -> np.ndarray:
 
 
 def real_array(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return `array` as kernels take it, copied only if need be: C-contiguous, of `dtype`, aligned to it, writable."""
+    """Return `array` as kernels take it: C-contiguous, of `dtype`, aligned to it, writable; copied if need be."""
     array = np.asarray(array)
     if array.dtype == dtype and array.flags.carray:
         return array

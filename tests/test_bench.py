@@ -272,7 +272,7 @@ def expected_rows(name, torch):
         pytorch = ["PyTorch conv2d, NCHW", "PyTorch conv2d, channels last"]
     csr = ["SciPy CSR (1 thread)"] if name == "linear" else []
     if torch and torch.backends.mkl.is_available() and name == "linear":
-        csr.append("PyTorch CSR (MKL)")
+        csr += ["PyTorch CSR (MKL)", "PyTorch CSR (MKL), as converted"]
     ours = OURS if name == "linear" else {"condensed"}
     n_cases = {"linear": 2 * (3 + 2), "train-step": 4, "conv": 2 * 2 * 2}[name]
     return ours | set(dense) | set(csr) | set(pytorch if torch else []), n_cases

@@ -76,6 +76,34 @@ def test_activation_backward(activation, rng):
     check_module(activation(), x, rng)
 
 
+@pytest.mark.parametrize("storage", [DenseMatrix, CSRMatrix, CondensedMatrix])
+@pytest.mark.parametrize("backend", ["vectorized", "cpu"])
+def test_a_linear_layer_applies_the_relu_that_follows(storage, backend, rng, monkeypatch):
+    layer = linear(storage, rng, backend=backend)
+    layer.bias.values[...] = rng.standard_normal((5, 1))
+    network = Sequential({"fc1": layer, "relu": ReLU()})
+    x, g = rng.standard_normal((7, 6)), rng.standard_normal((5, 6))
+    y = layer.matrix.to_dense() @ x + layer.bias.values
+    with monkeypatch.context() as patch:
+        patch.setattr(ReLU, "forward", None)  # not called
+        np.testing.assert_allclose(network.forward(x, training=True), np.maximum(y, 0))
+    np.testing.assert_allclose(network.backward(g), layer.matrix.to_dense().T @ (g * (y > 0)))
+    alone = Sequential({"relu1": ReLU(), "fc1": layer, "dropout": Dropout(0.5, rng), "relu2": ReLU()})
+    expected = np.maximum(layer.matrix.to_dense() @ np.maximum(x, 0) + layer.bias.values, 0)
+    np.testing.assert_allclose(alone.forward(x), expected)
+
+
+@pytest.mark.parametrize("storage", [CSRMatrix, CondensedMatrix])
+def test_a_frozen_layer_predicts_and_cannot_be_trained(storage, rng):
+    layer = linear(storage, rng)
+    x = rng.standard_normal((7, 6))
+    expected = layer.forward(x)
+    layer.freeze()
+    np.testing.assert_allclose(layer.forward(x), expected)
+    with pytest.raises(ValueError, match="read-only"):
+        layer.weight.values[...] = 0
+
+
 def test_activation_values():
     x = np.array([[-2.0, 0.0, 3.0]])
     np.testing.assert_array_equal(nn.ReLU().forward(x), [[0, 0, 3]])

@@ -35,6 +35,8 @@ def test_a_run_is_loaded_as_it_was(method, tmp_path):
     np.testing.assert_array_equal(loaded.classifier.logits(x), run.classifier.logits(x))
     np.testing.assert_array_equal(loaded.predict(x), run.predict(x))
     assert loaded.config == config
+    sparse = models.sparse_layers(loaded.model).values()
+    assert not any(layer.matrix.values.flags.writeable for layer in sparse)  # frozen: it only predicts
     assert loaded.result == run.result
     assert loaded.history.rows == run.history.rows
     accuracy = (loaded.predict(x) == load_dataset("digits").y_test).mean()

@@ -61,7 +61,7 @@ def _problem(
         *_numpy(dense, x),
         _scipy(matrices, x),
         *torch_competitors.linear(dense, x, aligned(x.T)),
-        *torch_competitors.linear_csr([matrix.to_csr() for matrix in matrices], x),
+        *torch_competitors.linear_csr(dense, [matrix.to_csr() for matrix in matrices], x),
     ]
     return Problem(
         [*ours, *theirs],

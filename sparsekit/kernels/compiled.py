@@ -1,10 +1,9 @@
 """How loops are compiled: once for one thread, once for several."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
-import numpy as np
 
 from sparsekit.kernels.threads import start_threads
 
@@ -26,7 +25,7 @@ def compiled(loops: Callable[..., None]) -> Kernel:
     return Kernel(numba.njit(fastmath=FASTMATH)(loops), numba.njit(parallel=True, fastmath=FASTMATH)(loops))
 
 
-def run(kernel: Kernel, multiply_adds: int, *arguments: np.ndarray | int | bool) -> None:
+def run(kernel: Kernel, multiply_adds: int, *arguments: Any) -> None:
     """Small work stays on one thread: starting and joining the others would take longer, on a busy machine by far.
 
     The choice looks at the work alone, not at the number of threads, so that results do not depend on it.

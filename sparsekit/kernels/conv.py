@@ -1,21 +1,22 @@
 """Convolution on the kernels of :mod:`sparsekit.kernels.simd`, without im2col.
 
 A filter weight at (c, i, j) adds w times the image of channel c, shifted by (i, j), to an output image. With
-(channels, height, width, batch) arrays a row of that image is one contiguous strip, so a stored weight is again one
-`y[:] += w * x[:]`, and its index is the distance of the shifted strip.
+(channels, height, width, batch) arrays a row of that image is one contiguous strip, so a stored weight is again
+one `y[:] += w * x[:]`, and its index is the distance of the shifted strip.
 
-The batch is cut into groups of one vector. For every group the rows of the input are copied, padded by zeros, to a
-place of the thread's own just before they are needed, as (row, channel, phase, column, sample): a horizontal stride
-of s splits the columns into s phases, so that strips stay contiguous for any stride. The rows that an output row
-reads then lie in the second-level cache, and a block of their channels under one register tile in the first.
+The batch is cut into groups of one vector. For every group the rows of the input are copied, padded by zeros, to
+a place of the thread's own just before they are needed, as (row, channel, phase, column, sample): a horizontal
+stride of s splits the columns into s phases, so that strips stay contiguous for any stride. The rows that an
+output row reads then lie in the second-level cache, and a block of their channels under one register tile in the
+first.
 
-The input gradient is the same sum, with the weights of each input channel, over the padded gradient of the output.
-With a stride each class of input pixels, by row and column modulo the stride, reads its own subset of the weights:
-no zeros are inserted into the gradient. The weight gradient multiplies strips of the gradient with shifted strips of
-the input.
+The input gradient is the same sum, with the weights of each input channel, over the padded gradient of the
+output. With a stride each class of input pixels, by row and column modulo the stride, reads its own subset of
+the weights: no zeros are inserted into the gradient. The weight gradient multiplies strips of the gradient with
+shifted strips of the input.
 
-Each task writes pixels of its own; weight gradients are summed in several parts of memory, and these are added in a
-fixed order: the same bits for any number of threads. Nothing is checked here, see
+Each task writes pixels of its own; weight gradients are summed in several parts of memory, and these are added
+in a fixed order: the same bits for any number of threads. Nothing is checked here, see
 :class:`sparsekit.convolution.Convolution`.
 """
 
@@ -74,8 +75,9 @@ class Taps:
 class Window(NamedTuple):
     """Which pixels of the input an output pixel sees, and where output pixels are written.
 
-    Output pixel (a, b) sees input rows from first[0] + a * stride[0] on, kernel[0] of them, and columns alike; it is
-    pixel (start[0] + a * step[0], start[1] + b * step[1]) of the result; there are size[0] x size[1] of them.
+    Output pixel (a, b) sees input rows from first[0] + a * stride[0] on, kernel[0] of them, and columns alike;
+    it is pixel (start[0] + a * step[0], start[1] + b * step[1]) of the result; there are size[0] x size[1] of
+    them.
     """
 
     kernel: tuple[int, int]

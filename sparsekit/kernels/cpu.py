@@ -1,24 +1,26 @@
 """Numba-parallel kernels for feature-major arrays, with the innermost loops of :mod:`sparsekit.kernels.simd`.
 
-With X (features, batch) every stored weight is one contiguous `y[:] += w * x[:]` over the batch: vectors without a
-gather instruction, the same loop for W X and, over the transposed index, for W^T G. How it runs depends on the batch:
+With X (features, batch) every stored weight is one contiguous `y[:] += w * x[:]` over the batch: vectors without
+a gather instruction, the same loop for W X and, over the transposed index, for W^T G. How it runs depends on the
+batch:
 
 one sample
-    a dot product a row. For weights that never change, and where the processor can permute 16 lanes of two registers,
-    16 rows at a time look 128 inputs up in 8 registers.
+    a dot product a row. For weights that never change, and where the processor can permute the bytes of two
+    registers, 64 rows at a time look 128 inputs up in 8 registers.
 direct
-    row by row, as many samples at a time as fit the registers. Best while the rows of X that a neuron reads stay in
-    the second-level cache, or are read by few.
+    row by row, as many samples at a time as fit the registers. Best while the rows of X that a neuron reads stay
+    in the second-level cache, or are read by few.
 blocked
-    a tile of up to 256 bytes of the batch at a time: the tile of a block of inputs is copied to a contiguous place
-    that fits the first-level cache, and every neuron adds up its weights in that block. For wide batches and neurons
-    with several weights in a block.
+    a tile of up to 256 bytes of the batch at a time: the tile of a block of inputs is copied to a contiguous
+    place that fits the first-level cache, and every neuron adds up its weights in that block. For wide batches
+    and neurons with several weights in a block.
 
-The weight gradient holds a part of a row of G in registers and multiplies it with the rows of X that the neuron reads.
+The weight gradient holds a part of a row of G in registers and multiplies it with the rows of X that the neuron
+reads.
 
-Each iteration of a `prange` owns what it writes and sums in an order that depends on the shapes alone: no races, and
-the same bits for any number of threads. Condensed storage is CSR with rows of equal length, so both run the same
-kernels. `prange` neither raises nor checks bounds: the indices were validated when the matrix was built.
+Each iteration of a `prange` owns what it writes and sums in an order that depends on the shapes alone: no races,
+and the same bits for any number of threads. Condensed storage is CSR with rows of equal length, so both run the
+same kernels. `prange` neither raises nor checks bounds: the indices were validated when the matrix was built.
 Arguments as in :mod:`sparsekit.kernels.reference`.
 """
 
@@ -44,7 +46,6 @@ from sparsekit.kernels.simd import (
 
 _TILE_BYTES = min(256, 8 * VECTOR_BYTES)  # of the batch, in the blocked product: at most 8 registers
 _BLOCK = (49_152 if VECTOR_BYTES == 64 else 32_768) // _TILE_BYTES  # inputs whose tile the first-level cache holds
-_LOOKUP_RUN = 2  # stored weights of a neuron in one block of 128 inputs
 _ALIGNED_READERS = 8  # neurons that read an input; fewer do not pay for copying it
 _CACHED = 2**19  # bytes of X that stay in the second-level cache while all neurons read it
 
@@ -53,7 +54,7 @@ _NO_BIAS = {dtype: np.empty(0, dtype=dtype) for dtype in (np.dtype(np.float32), 
 
 def condensed_matmul(values, indices, rows, x, out, plan, bias=None, relu=False):
     """out = W x; rows of ablated neurons are zero."""
-    return _forward(values.reshape(-1), indices.reshape(-1), x, out, plan, bias, relu)
+    return _forward(values, indices, x, out, plan, bias, relu)
 
 
 def condensed_rmatmul(values, indices, rows, g, out, plan):
@@ -90,9 +91,13 @@ def transpose(x: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 def _forward(values, indices, x, out, plan: Plan, bias, relu):
     bias = _NO_BIAS[out.dtype] if bias is None else bias
-    if x.shape[1] == 1 and plan.frozen and _wants_lookup(values, plan.shape, x):
-        _look_up(plan.lookup(values), x.reshape(-1), bias, relu, out.reshape(-1))
-    elif _wants_blocks(values.size, x, len(out), plan.frozen):
+    if x.shape[1] == 1 and CAN_LOOK_UP:
+        lookup = plan.lookup(values)
+        # an infinite input would meet the zeros that fill groups up: NaN for neurons that do not read it
+        if lookup is not None and math.isfinite(np.vdot(x, x)):
+            return _look_up(lookup, x, bias, relu, out)
+    values, indices = values.reshape(-1), indices.reshape(-1)
+    if _wants_blocks(values.size, x, len(out), plan.frozen):
         order = plan.rows_in_blocks(_BLOCK)
         _gather_blocked(_in_order(order, values), order, x, bias, relu, out)
     else:
@@ -126,18 +131,8 @@ def _weight_gradient(indices, g, x, out, plan: Plan):
     return out
 
 
-def _wants_lookup(values: np.ndarray, shape: tuple[int, int], x: np.ndarray) -> bool:
-    """Whether one sample is best looked up in registers: where the processor can, and blocks hold weights enough.
-
-    An infinite input would meet the zeros that fill groups up, and become NaN for neurons that do not read it.
-    """
-    n_out, n_in = shape
-    enough = values.size >= _LOOKUP_RUN * n_out * -(-n_in // TABLE)
-    return CAN_LOOK_UP and enough and values.dtype == np.float32 and math.isfinite(np.vdot(x, x))
-
-
 def _wants_blocks(nnz: int, x: np.ndarray, n_rows: int, frozen: bool) -> bool:
-    """Whether tiles pay: rows of x long enough to conflict in the cache, and runs of weights long enough to go on."""
+    """Whether tiles pay: rows of x so long that they conflict in the cache, and runs of several weights."""
     bytes_of_row = x.shape[1] * x.itemsize
     length = nnz / (-(-len(x) // _BLOCK) * n_rows)
     return (bytes_of_row >= 512 and length >= 8) or (frozen and bytes_of_row >= 256 and length >= 16)
@@ -169,9 +164,10 @@ def _gather_blocked(values, order: Order, x, bias, relu, out):
 
 def _look_up(lookup: Lookup, x, bias, relu, out):
     if x.size % TABLE:
-        x = np.concatenate([x, np.zeros(-x.size % TABLE, dtype=x.dtype)])
+        x = np.concatenate([x, np.zeros((-x.size % TABLE, 1), dtype=x.dtype)])
     arrays = lookup.values, lookup.inputs, lookup.lengths, lookup.starts, lookup.ranks, lookup.sums
-    run(_sum_groups, lookup.values.size, *arrays, x, bias, relu, out)
+    run(_sum_groups, lookup.values.size, *arrays, x.reshape(-1), bias, relu, out.reshape(-1))
+    return out
 
 
 def _whole_vectors(x: np.ndarray, readers: float) -> np.ndarray:
@@ -229,12 +225,18 @@ def _sum_groups(values, inputs, lengths, starts, ranks, sums, x, bias, relu, out
     for j in numba.prange(n_blocks):
         first = j * n_groups
         _group_sums(values, inputs, flat_lengths, first, n_groups, starts[j], x, j * TABLE, sums, first * LANES)
-    for r in numba.prange(out.size):
-        total = x.dtype.type(0)
+    n_rows = out.size
+    n_parts = -(-n_rows // 256)
+    for part in numba.prange(n_parts):
+        low, high = part * 256, min(n_rows, part * 256 + 256)
+        out[low:high] = 0
         for j in range(n_blocks):
-            total += sums[ranks[j, r]]
-        out[r] = total
-        finish_row(out, r, r + 1, bias, r, relu)
+            block_sums = sums[j * n_groups * LANES : (j + 1) * n_groups * LANES]
+            block_ranks = ranks[j]
+            for r in range(low, high):
+                out[r] += block_sums[block_ranks[r]]
+        for r in range(low, high):
+            finish_row(out, r, r + 1, bias, r, relu)
 
 
 @compiled

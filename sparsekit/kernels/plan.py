@@ -1,8 +1,8 @@
 """The plan of a topology: in which order each product reads the stored weights.
 
-A plan is built once for a topology, part by part as products need it. When only values change, nothing is rebuilt:
-a product copies the values into the order it wants, one pass over memory. Values that never change, as in a network
-that only predicts, are copied once.
+A plan is built once for a topology, part by part as products need it. When only values change, nothing is
+rebuilt: a product copies the values into the order it wants, one pass over memory. Values that never change, as
+in a network that only predicts, are copied once.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,9 @@ import numpy as np
 from sparsekit.kernels.memory import aligned_empty
 from sparsekit.kernels.transpose import TransposedIndex, index_dtype, read_only, transposed_index
 
-TABLE = 128  # inputs that 8 registers of 16 lanes hold
-LANES = 16
+TABLE = 128  # inputs that 8 registers hold
+LANES = 64  # neurons that look up an input each
+_LOOKUP_RUN = 2  # stored weights of a neuron in one block of 128 inputs: fewer are faster without a lookup
 
 
 class Order:
@@ -101,7 +102,7 @@ class Plan:
         return Order(index.indptr, index.rows, index.positions, self.shape[0], self.frozen)
 
     def block_starts(self, block: int) -> np.ndarray:
-        """Int64 (n_blocks + 1, n_out): where each block of inputs begins in each row, in the weights' own order."""
+        """Int64 (n_blocks + 1, n_out): where each block of inputs begins in each row, in the weights' order."""
         if block not in self._starts:
             lengths = np.diff(self.rows_in_blocks(block).indptr).reshape(-1, self.shape[0])
             starts = np.concatenate([np.zeros((1, self.shape[0]), dtype=np.int64), np.cumsum(lengths, axis=0)])
@@ -113,12 +114,15 @@ class Plan:
         """Int64 (2, n_out): `block_starts` with all inputs in one block."""
         return read_only(np.stack([self.indptr[:-1], self.indptr[1:]]))
 
-    def lookup(self, values: np.ndarray) -> "Lookup":
-        """The weights of a frozen float32 matrix for one sample; `values` are always the same."""
-        if self._lookup is None:
+    def lookup(self, values: np.ndarray) -> "Lookup | None":
+        """The weights for one sample; None where they may change, are not float32, or are too few in a block."""
+        if self._lookup is None and self.frozen:
             n_out, n_in = self.shape
-            slots = np.arange(self.indices.size)
-            self._lookup = Lookup(_blocked(self.indptr, self.indices, slots, n_out, n_in, TABLE), values, n_out)
+            n_runs = n_out * -(-n_in // TABLE)
+            if values.dtype == np.float32 and values.size >= _LOOKUP_RUN * n_runs:
+                slots = np.arange(self.indices.size)
+                order = _blocked(self.indptr, self.indices, slots, n_out, n_in, TABLE)
+                self._lookup = Lookup(order, values.reshape(-1), n_out)
         return self._lookup
 
     @property
@@ -131,18 +135,19 @@ class Plan:
 class Lookup:
     """Weights in the order of the product with one sample that looks its inputs up in registers.
 
-    Block by block of 128 inputs, the neurons are sorted by how many weights they have there and taken 16 at a time,
-    a neuron a lane: the first weight of each, the second of each, and so on, filled up with zeros to an even number.
-    Neurons of a like number stand together, so few zeros are needed. A weight takes 5 bytes.
+    Block by block of 128 inputs, the neurons are sorted by how many weights they have there and taken 64 at a time,
+    a neuron a lane: the first weight of each, the second of each, and so on, filled up with zeros. Neurons of a like
+    number stand together, so few zeros are needed. A weight takes 5 bytes.
 
     Attributes
     ----------
     values : float32 (n,)
-    inputs : uint8 (n,), input of each weight, counted from the first of its block
+    inputs : uint8 (n,), input of each weight, counted from the first of its block. Of every 64, that of lane
+        16 v + 4 q + d stands at 16 q + 4 v + d: the order in which instructions put numbers together from bytes
     lengths : uint8 (n_blocks, n_groups), weights a lane of each group
     starts : int64 (n_blocks,), first slot of each block
-    sums : float32 (n_blocks * n_groups * 16,), memory for the sums of the lanes of all groups
-    ranks : int32 (n_blocks, n_rows), place of each neuron in `sums`
+    sums : float32 (n_blocks * n_groups * 64,), memory for the sums of the lanes of all groups
+    ranks : uint16 or int32 (n_blocks, n_rows), place of each neuron among the sums of each block
     """
 
     def __init__(self, order: Order, values: np.ndarray, n_rows: int) -> None:
@@ -153,23 +158,22 @@ class Lookup:
         np.put_along_axis(rank, by_count, np.broadcast_to(np.arange(n_rows), counts.shape), axis=1)
         ordered = np.zeros((n_blocks, n_groups * LANES), dtype=np.int64)
         ordered[:, :n_rows] = np.take_along_axis(counts, by_count, axis=1)
-        lengths = (ordered.reshape(n_blocks, n_groups, LANES).max(axis=2) + 1) // 2 * 2
+        lengths = ordered.reshape(n_blocks, n_groups, LANES).max(axis=2)
         group_starts = np.concatenate([[0], np.cumsum(lengths) * LANES])
         runs = np.repeat(np.arange(counts.size), counts.ravel())
-        rank_of_slot = rank.ravel()[runs]
-        groups = runs // n_rows * n_groups + rank_of_slot // LANES
-        places = group_starts[groups] + rank_of_slot % LANES
-        places += (np.arange(runs.size) - order.indptr[runs]) * LANES
+        group, lane = np.divmod(rank.ravel()[runs], LANES)
+        firsts = group_starts[runs // n_rows * n_groups + group]
+        firsts += (np.arange(runs.size) - order.indptr[runs]) * LANES
         self.values = aligned_empty((int(group_starts[-1]),), np.float32)
         self.inputs = aligned_empty((int(group_starts[-1]),), np.uint8)
         self.values[:] = 0
         self.inputs[:] = 0
-        self.values[places] = values[order.positions]
-        self.inputs[places] = order.indices
+        self.values[firsts + lane] = values[order.positions]
+        self.inputs[firsts + lane // 4 % 4 * 16 + lane // 16 * 4 + lane % 4] = order.indices
         self.lengths = read_only(lengths.astype(np.uint8))
         self.starts = read_only(group_starts[: n_blocks * n_groups : n_groups].copy())
         self.sums = aligned_empty((n_blocks * n_groups * LANES,), np.float32)
-        self.ranks = read_only((rank + np.arange(n_blocks)[:, None] * n_groups * LANES).astype(np.int32))
+        self.ranks = read_only(rank.astype(index_dtype(n_rows)))
 
 
 def _arrays(part: object) -> list[np.ndarray]:

@@ -1,11 +1,12 @@
 """The innermost loops, with their running sums held in vector registers.
 
-LLVM vectorises loops by itself, but it loads and stores a slice of an array in every iteration. The intrinsics here
-emit the loop with its accumulators as local variables, which LLVM keeps in registers. They are written in LLVM's
-portable vector types: one source serves 64-byte (AVX-512), 32-byte (AVX2) and 16-byte (SSE2, NEON) vectors.
+LLVM vectorises loops by itself, but it loads and stores a slice of an array in every iteration. The intrinsics
+here emit the loop with its accumulators as local variables, which LLVM keeps in registers. They are written in
+LLVM's portable vector types: one source serves 64-byte (AVX-512), 32-byte (AVX2) and 16-byte (SSE2, NEON)
+vectors.
 
-On other processors, and with NUMBA_DISABLE_JIT=1, the plain loops below take their place. Both add the same products
-in another order: for a sum of n products the results differ by at most 2 n eps sum |products|.
+On other processors, and with NUMBA_DISABLE_JIT=1, the plain loops below take their place. Both add the same
+products in another order: for a sum of n products the results differ by at most 2 n eps sum |products|.
 
 All arrays are flat. Offsets count elements; nothing is checked.
 """
@@ -22,12 +23,14 @@ from numba.extending import intrinsic, overload
 
 _AHEAD = 2048  # weights that are asked for before they are needed, 8 KiB
 _FAST = ("contract", "reassoc", "nsz")  # NaN and Inf keep their meaning
+_Value = Any  # a value of LLVM's; llvmlite comes without types
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
 
 
 def _vector_bytes() -> int:
     """Width of the registers of this processor; 0 where the intrinsics are not used."""
-    if config.DISABLE_JIT or platform.machine().lower() not in ("x86_64", "amd64", "aarch64", "arm64"):
+    compiled = not config.DISABLE_JIT  # pyright: ignore[reportAttributeAccessIssue]
+    if not compiled or platform.machine().lower() not in ("x86_64", "amd64", "aarch64", "arm64"):
         return 0
     features = binding.get_host_cpu_features()
     return 64 if features.get("avx512f") else 32 if features.get("avx2") else 16
@@ -35,7 +38,7 @@ def _vector_bytes() -> int:
 
 _SIMD = _vector_bytes() > 0
 VECTOR_BYTES = _vector_bytes() or 64
-CAN_LOOK_UP = _SIMD and VECTOR_BYTES == 64 and platform.machine().lower() in ("x86_64", "amd64")
+CAN_LOOK_UP = _SIMD and bool(binding.get_host_cpu_features().get("avx512vbmi"))
 
 
 def weighted_rows(vectors: int, chains: int, part: int = 1, accumulate: bool = False) -> Callable[..., None]:
@@ -76,14 +79,13 @@ def weighted_rows(vectors: int, chains: int, part: int = 1, accumulate: bool = F
             for t in range(vectors):
                 emit.add_product(tile[chain * vectors + t], weight, emit.load(row, t))
 
-        group = max(4, chains)
-        whole = builder.sub(end, builder.srem(builder.sub(end, start), _INT64(group)))
-        with emit.loop(start, whole, group) as (slot, _):
-            weights = emit.group(values, slot, group)
-            for k in range(group):
-                step(builder.add(slot, _INT64(k)), k % chains, emit.splat(weights, k))
-        with emit.loop(whole, end) as (slot, _):
-            step(slot, 0, emit.splat(emit.group(values, slot, 1), 0))
+        for group in (8, 4, 1):
+            whole = builder.sub(end, builder.srem(builder.sub(end, start), _INT64(group)))
+            with emit.loop(start, whole, group) as (slot, _):
+                weights = emit.group(values, slot, group)
+                for k in range(group):
+                    step(builder.add(slot, _INT64(k)), k % chains, emit.splat(weights, k))
+            start = whole
         for t in range(vectors):
             emit.store(emit.total(tile[t::vectors]), y, t)
 
@@ -127,7 +129,9 @@ def row_products(vectors: int, part: int = 1) -> Callable[..., None]:
 
 
 def copy_rows(vectors: int) -> Callable[..., None]:
-    """Make the loop that copies a tile. ``f(target, t0, t_stride, source, s0, s_stride, n_rows)`` is, for i < n_rows,
+    """Make the loop that copies a tile.
+
+    ``f(target, t0, t_stride, source, s0, s_stride, n_rows)`` computes, for i < n_rows,
 
         target[t0 + i * t_stride :][:width] = source[s0 + i * s_stride :][:width]
 
@@ -155,7 +159,7 @@ def copy_rows(vectors: int) -> Callable[..., None]:
 
 
 def sparse_dot() -> Callable[..., Any]:
-    """Make the loop of a batch of one: ``f(values, indices, start, end, x)`` is the sum of values[s] * x[indices[s]].
+    """Make the loop of one sample: ``f(values, indices, start, end, x)`` sums values[s] * x[indices[s]].
 
     A vector of x is put together from scalar loads, which is faster than the gather instruction, and than scalar
     products: the weights are loaded a vector at a time.
@@ -191,12 +195,14 @@ def sparse_dot() -> Callable[..., Any]:
 def group_sums() -> Callable[..., None]:
     """Make the loop of one sample with the weights in the order of :class:`sparsekit.kernels.plan.Lookup`.
 
-    ``f(values, inputs, lengths, first, n_groups, start, x, x0, sums, sums0)`` goes through one block of 128 inputs,
+    ``f(values, inputs, lengths, first, n_groups, start, x, x0, sums, sums0)`` goes through a block of 128 inputs,
     x[x0 : x0 + 128]; its weights begin at slot `start`, its groups are those from `first`. Lane l of group g sums
-    into sums[sums0 + 16 * g + l].
+    into sums[sums0 + 64 * g + l].
 
-    The inputs are held in 8 registers. An instruction of AVX-512 picks 16 of the 32 lanes of two registers, so four
-    of them and three selections by the higher bits of the index pick 16 of 128: an input without a load of its own.
+    The inputs are held in 8 registers, two for each of the four bytes of a number. An instruction of AVX-512 picks 64
+    of the 128 bytes of two registers, so four of them pick 64 inputs, without a load for each; eight more put the
+    bytes of each number together. They do so in fours, which is why `Lookup` keeps the inputs of 64 lanes in another
+    order than their weights.
     """
     if not CAN_LOOK_UP:
         return _no_group_sums
@@ -210,37 +216,50 @@ def group_sums() -> Callable[..., None]:
         emit = _Emitter(context, builder, signature)
         values, inputs, lengths, x, sums = (emit.data(arguments, k) for k in (0, 1, 2, 6, 8))
         x, sums = builder.gep(x, [arguments[7]]), builder.gep(sums, [arguments[9]])
-        table = [emit.load(x, t) for t in range(8)]
-        bytes16, ints16 = ir.VectorType(ir.IntType(8), 16), ir.VectorType(_INT32, 16)
-        kind = ir.FunctionType(emit.vector, [emit.vector, ints16, emit.vector])
-        pick = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpermi2var.ps.512")
+        bytes64, ints64 = ir.VectorType(ir.IntType(8), 64), ir.VectorType(_INT32, 64)
+        pick_kind = ir.FunctionType(bytes64, [bytes64] * 3)
+        pick = cgutils.get_or_insert_function(builder.module, pick_kind, "llvm.x86.avx512.vpermi2var.qi.512")
 
-        def bit(index, k):
-            masked = builder.and_(index, ir.Constant(ints16, [1 << k] * 16))
-            return builder.icmp_unsigned("!=", masked, ir.Constant(ints16, None))
+        def vector_at(pointer, offset, kind):
+            return builder.load(builder.bitcast(builder.gep(pointer, [offset]), kind.as_pointer()), align=1)
 
-        def step(slot, place):
-            packed = builder.load(builder.bitcast(builder.gep(inputs, [slot]), bytes16.as_pointer()), align=1)
-            index = builder.zext(packed, ints16)
-            quarters = [builder.call(pick, [table[2 * q], index, table[2 * q + 1]]) for q in range(4)]
-            halves = [builder.select(bit(index, 5), quarters[h + 1], quarters[h]) for h in (0, 2)]
-            looked_up = builder.select(bit(index, 6), halves[1], halves[0])
-            emit.add_product(place, emit.load(builder.gep(values, [slot]), 0), looked_up)
+        def byte_of_each(half, k):
+            return builder.trunc(builder.lshr(half, ir.Constant(ints64, [8 * k] * 64)), bytes64)
 
+        def interleave(a, b, high):
+            """Elements of a and b in turn, of the low or high half of each 16 bytes."""
+            lanes, per = a.type.count, a.type.count // 4
+            order = [q * per + high * per // 2 + j // 2 + j % 2 * lanes for q in range(4) for j in range(per)]
+            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT32, lanes), order))
+
+        def look_up(slot):
+            index = vector_at(inputs, slot, bytes64)
+            picked = [builder.call(pick, [low, index, high]) for low, high in table]
+            shorts = ir.VectorType(ir.IntType(16), 32)
+            for high in (False, True):
+                pairs = [interleave(picked[k], picked[k + 1], high) for k in (0, 2)]
+                pairs = [builder.bitcast(pair, shorts) for pair in pairs]
+                for upper in (False, True):
+                    yield builder.bitcast(interleave(*pairs, upper), emit.vector)
+
+        halves = [vector_at(x, _INT64(first), ints64) for first in (0, 64)]
+        table = [[byte_of_each(half, k) for half in halves] for k in range(4)]
         position = cgutils.alloca_once_value(builder, arguments[5])
-        chains = [cgutils.alloca_once(builder, emit.vector) for _ in range(2)]
+        chains = [cgutils.alloca_once(builder, emit.vector) for _ in range(4)]
         with emit.loop(_INT64(0), arguments[4]) as (group, _):
             for chain in chains:
                 builder.store(emit.zero, chain)
             length = builder.zext(builder.load(builder.gep(lengths, [builder.add(arguments[3], group)])), _INT64)
             begin = builder.load(position)
-            end = builder.add(begin, builder.mul(length, _INT64(16)))
-            with emit.loop(begin, end, 32) as (slot, _):
-                for pointer, ahead in ((values, _AHEAD), (values, _AHEAD + 16), (inputs, 2 * _AHEAD)):
-                    emit.prefetch(builder.gep(pointer, [builder.add(slot, _INT64(ahead))]))
-                step(slot, chains[0])
-                step(builder.add(slot, _INT64(16)), chains[1])
-            emit.store(emit.total(chains), builder.gep(sums, [builder.mul(group, _INT64(16))]), 0)
+            end = builder.add(begin, builder.mul(length, _INT64(64)))
+            with emit.loop(begin, end, 64) as (slot, _):
+                emit.prefetch(builder.gep(inputs, [builder.add(slot, _INT64(_AHEAD))]))
+                weights = builder.gep(values, [slot])
+                for t, (chain, looked_up) in enumerate(zip(chains, look_up(slot), strict=True)):
+                    emit.prefetch(builder.gep(weights, [_INT64(_AHEAD + 16 * t)]))
+                    emit.add_product(chain, emit.load(weights, t), looked_up)
+            for t, chain in enumerate(chains):
+                emit.store(builder.load(chain), builder.gep(sums, [builder.mul(group, _INT64(64))]), t)
             builder.store(end, position)
 
     return group_sums
@@ -249,7 +268,7 @@ def group_sums() -> Callable[..., None]:
 class _Emitter:
     """What the intrinsics share: loads, stores, loops and sums in LLVM's vector types."""
 
-    def __init__(self, context: Any, builder: ir.IRBuilder, signature: Any, part: int = 1) -> None:
+    def __init__(self, context: Any, builder: Any, signature: Any, part: int = 1) -> None:
         self.context, self.builder, self.signature = context, builder, signature
         self.element = context.get_value_type(signature.args[0].dtype)
         self.size = context.get_abi_sizeof(self.element)
@@ -257,64 +276,64 @@ class _Emitter:
         self.vector = ir.VectorType(self.element, self.lanes)
         self.zero = ir.Constant(self.vector, None)
 
-    def data(self, arguments: Any, k: int) -> ir.Value:
+    def data(self, arguments: Any, k: int) -> _Value:
         """Pointer to the first element of the k-th argument."""
         return self.context.make_array(self.signature.args[k])(self.context, self.builder, arguments[k]).data
 
-    def prefetch(self, pointer: ir.Value) -> None:
+    def prefetch(self, pointer: _Value) -> None:
         """Ask for a cache line that is read soon; beyond an array it does nothing."""
         pointer = self.builder.bitcast(pointer, ir.IntType(8).as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, _INT32, _INT32, _INT32])
         function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
         self.builder.call(function, [pointer, _INT32(0), _INT32(3), _INT32(1)])
 
-    def loop(self, start: ir.Value, end: ir.Value, step: int = 1) -> Any:
+    def loop(self, start: _Value, end: _Value, step: int = 1) -> Any:
         return cgutils.for_range_slice(self.builder, start, end, _INT64(step), intp=_INT64)
 
-    def row(self, x: ir.Value, indices: ir.Value, slot: ir.Value, stride: ir.Value) -> ir.Value:
+    def row(self, x: _Value, indices: _Value, slot: _Value, stride: _Value) -> _Value:
         """Pointer to x[indices[slot] * stride]; indices are never negative."""
         index = self.builder.zext(self.builder.load(self.builder.gep(indices, [slot])), _INT64)
         return self.builder.gep(x, [self.builder.mul(index, stride)])
 
-    def load(self, pointer: ir.Value, t: int) -> ir.Value:
+    def load(self, pointer: _Value, t: int) -> _Value:
         """The t-th vector from `pointer`, which need not be aligned."""
         return self.builder.load(self._vector_pointer(pointer, t), align=self.size)
 
-    def store(self, value: ir.Value, pointer: ir.Value, t: int) -> None:
+    def store(self, value: _Value, pointer: _Value, t: int) -> None:
         self.builder.store(value, self._vector_pointer(pointer, t), align=self.size)
 
-    def _vector_pointer(self, pointer: ir.Value, t: int) -> ir.Value:
+    def _vector_pointer(self, pointer: _Value, t: int) -> _Value:
         place = self.builder.gep(pointer, [_INT64(t * self.lanes)])
         return self.builder.bitcast(place, self.vector.as_pointer())
 
-    def group(self, values: ir.Value, slot: ir.Value, size: int) -> ir.Value:
+    def group(self, values: _Value, slot: _Value, size: int) -> _Value:
         """The vector values[slot : slot + size]."""
         kind = ir.VectorType(self.element, size)
         pointer = self.builder.bitcast(self.builder.gep(values, [slot]), kind.as_pointer())
         weights = self.builder.load(pointer, align=self.size)
-        if CAN_LOOK_UP and size > 1:
-            # Loads are what bounds the loop. An empty instruction between keeps LLVM from loading each weight again.
+        if VECTOR_BYTES == 64 and size > 1:
+            # Loads are what bounds the loop. An empty instruction keeps LLVM from loading each weight once more.
             weights = self.builder.asm(ir.FunctionType(kind, [kind]), "", "=v,0", [weights], False)
         return weights
 
-    def splat(self, group: ir.Value, k: int) -> ir.Value:
+    def splat(self, group: _Value, k: int) -> _Value:
         """Element k of a group in every lane."""
         lanes = ir.Constant(ir.VectorType(_INT32, self.lanes), [k] * self.lanes)
         return self.builder.shuffle_vector(group, ir.Constant(group.type, ir.Undefined), lanes)
 
-    def add_product(self, place: ir.Value, a: ir.Value, b: ir.Value) -> None:
+    def add_product(self, place: _Value, a: _Value, b: _Value) -> None:
         """place += a * b, contracted to one fused multiply-add where the processor has it."""
         product = self.builder.fmul(a, b, flags=_FAST)
         self.builder.store(self.builder.fadd(self.builder.load(place), product, flags=_FAST), place)
 
-    def total(self, places: list[ir.Value]) -> ir.Value:
+    def total(self, places: list[_Value]) -> _Value:
         """The sum of what the places hold."""
         result = self.builder.load(places[0])
         for place in places[1:]:
             result = self.builder.fadd(result, self.builder.load(place), flags=_FAST)
         return result
 
-    def across(self, vector: ir.Value) -> ir.Value:
+    def across(self, vector: _Value) -> _Value:
         """The sum of the lanes of a vector."""
         kind = ir.FunctionType(self.element, [self.element, self.vector])
         name = f"llvm.vector.reduce.fadd.v{self.lanes}f{8 * self.size}"

@@ -34,9 +34,9 @@ def start_threads() -> None:
     """Start Numba's threads, such that they sleep after waiting for a while; later calls do nothing.
 
     GNU OpenMP lets a thread that waits for the others spin for milliseconds. Where another process wants the
-    processor, the spinning thread keeps the very one off it that it waits for: measured, an epoch took 14 s instead
-    of 0.6 s, with this bound 2.3 s. A thread that sleeps at once takes longer to wake up than a small product lasts.
-    The bound is read when the library is loaded, so it is set for that moment only.
+    processor, the spinning thread keeps the very one off it that it waits for: measured, an epoch took 14 s
+    instead of 0.6 s, with this bound 2.3 s. A thread that sleeps at once takes longer to wake up than a small
+    product lasts. The bound is read when the library is loaded, so it is set for that moment only.
     """
     import numba
 
