@@ -7,6 +7,7 @@ import numpy as np
 from sparsekit.checks import require_integer
 from sparsekit.errors import InputError
 from sparsekit.kernels.memory import aligned_empty
+from sparsekit.kernels.transpose import index_dtype
 from sparsekit.stored import SparseMatrix, real_array, require_output
 
 Pair = tuple[int, int]
@@ -44,6 +45,8 @@ class Convolution:
         stride: int | Pair = 1,
         padding: int | Pair = 0,
     ) -> None:
+        if not isinstance(matrix, SparseMatrix):
+            raise InputError(f"matrix must be a CondensedMatrix or CSRMatrix, not {type(matrix).__name__}")
         self.matrix = matrix
         self.in_channels = require_integer("in_channels", in_channels, 1)
         self.kernel_size = _pair("kernel_size", kernel_size, 1)
@@ -67,6 +70,7 @@ class Convolution:
         InputError
             If the kernel is larger than the padded input.
         """
+        height, width = require_integer("height", height, 1), require_integer("width", width, 1)
         padded = [size + 2 * padding for size, padding in zip((height, width), self.padding, strict=True)]
         if padded[0] < self.kernel_size[0] or padded[1] < self.kernel_size[1]:
             raise InputError(
@@ -191,7 +195,6 @@ class Convolution:
     def _dimensions(self, start: Pair):
         return zip(start, self.kernel_size, self.stride, self.padding, strict=True)
 
-    @cached_property
     def _weight_places(self) -> np.ndarray:
         """Output channel, input channel, kernel row and kernel column of each stored weight, int64 (4, nnz)."""
         shape = (self.out_channels, self.in_channels, *self.kernel_size)
@@ -199,13 +202,13 @@ class Convolution:
 
     @cached_property
     def _forward_taps(self):
-        _, channels, rows, columns = self._weight_places
-        return _taps(self.matrix.row_pointers(), channels, rows, columns, np.arange(self.matrix.nnz))
+        _, channels, rows, columns = self._weight_places()
+        return _taps(self.matrix.row_pointers(), channels, rows, columns, None)
 
     @cached_property
     def _gradient_taps(self):
         """For every class of input pixels the taps that reach it, by input channel."""
-        outputs, inputs, rows, columns = self._weight_places
+        outputs, inputs, rows, columns = self._weight_places()
         taps = {}
         for start in np.ndindex(*self.stride):
             vertical, horizontal = (_taps_of_class(*dimension) for dimension in self._dimensions(start))
@@ -217,7 +220,7 @@ class Convolution:
                 outputs[chosen],
                 (vertical[-1] - rows[chosen]) // self.stride[0] if len(vertical) else rows[chosen],
                 (horizontal[-1] - columns[chosen]) // self.stride[1] if len(horizontal) else columns[chosen],
-                chosen,
+                chosen.astype(np.int32 if chosen.size < 2**31 else np.int64),
             )
         return taps
 
@@ -230,7 +233,9 @@ def _taps_of_class(start: int, kernel: int, stride: int, padding: int) -> range:
 def _taps(indptr, channels, rows, columns, positions):
     from sparsekit.kernels.conv import Taps
 
-    return Taps(indptr.astype(np.int64), *(a.astype(np.int32) for a in (channels, rows, columns, positions)))
+    small = index_dtype(max((int(a.max(initial=0)) for a in (channels, rows, columns)), default=0) + 1)
+    channels, rows, columns = (array.astype(small) for array in (channels, rows, columns))
+    return Taps(indptr.astype(np.int64), channels, rows, columns, positions)
 
 
 def _two(values: list[int]) -> Pair:

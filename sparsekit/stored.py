@@ -71,7 +71,7 @@ class StoredMatrix(ABC):
         return self.values.size
 
     def frozen(self) -> Self:
-        """The same matrix with values that cannot change, for prediction."""
+        """The matrix for prediction: itself, where the storage gains nothing from values that cannot change."""
         return self
 
     def matmul(
@@ -103,12 +103,13 @@ class StoredMatrix(ABC):
         if bias is not None:
             bias = self._operand("bias", bias, n_out)
             if bias.shape[1] != 1:
-                raise InputError(f"bias must have shape ({n_out},) or ({n_out}, 1)")
+                raise InputError(f"bias must have shape ({n_out},) or ({n_out}, 1), not {bias.shape}")
             bias = bias[:, 0]
         if out is None:
             out = self._new(shape)
         else:
-            require_output(out, shape, self.dtype, x=operand, values=self.values)
+            read = {} if bias is None else {"bias": bias}
+            require_output(out, shape, self.dtype, x=operand, values=self.values, **read)
         result = self._matmul(operand, backend, out, bias, relu)
         return result[:, 0] if np.ndim(x) == 1 else result
 
@@ -234,7 +235,10 @@ class SparseMatrix(StoredMatrix):
     @property
     def held_nbytes(self) -> int:
         """`nbytes` and the parts of the plan that products have needed."""
-        return self.nbytes + (self.plan.nbytes if "plan" in self.__dict__ else 0)
+        if "plan" not in self.__dict__:
+            return self.nbytes
+        shared = self.plan.indptr.nbytes if self.row_pointers() is self.plan.indptr else 0
+        return self.nbytes + self.plan.nbytes - shared
 
 
 def _rebuild(kind: type[SparseMatrix], parts: tuple[Any, ...], frozen: bool) -> SparseMatrix:
@@ -277,10 +281,11 @@ def require_output(out: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, **r
 
 
 def require_shape(shape: tuple[int, int]) -> tuple[int, int]:
-    """Return `shape` if it is (n_out, n_in), two integers of at least 1."""
-    if len(shape) != 2:
-        raise InputError(f"shape must be (n_out, n_in), not {tuple(shape)}")
-    return require_integer("n_out", shape[0], 1), require_integer("n_in", shape[1], 1)
+    """Return `shape` if it is (n_out, n_in), two integers of at least 1 that an int32 index can count."""
+    if not isinstance(shape, tuple | list) or len(shape) != 2:
+        raise InputError(f"shape must be (n_out, n_in), not {shape}")
+    high = 2**31 - 1
+    return require_integer("n_out", shape[0], 1, high), require_integer("n_in", shape[1], 1, high)
 
 
 def frozen(name: str, array: np.ndarray, dtype: np.dtype | type, low: int, high: int) -> np.ndarray:

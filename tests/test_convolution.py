@@ -14,6 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from sparsekit.condensed import CondensedMatrix
 from sparsekit.convolution import Convolution
 from sparsekit.csr import CSRMatrix
+from sparsekit.dense import DenseMatrix
 from sparsekit.errors import InputError
 from sparsekit.kernels.threads import thread_limit
 from sparsekit.masks import random_bernoulli, random_constant_fan_in
@@ -412,3 +413,11 @@ def test_out_of_another_kind_or_place_is_refused():
             conv.forward(x, out=wrong)
     with pytest.raises(InputError, match="out must not share memory with x"):
         conv.forward(x, out=x)
+
+
+def test_the_weight_must_be_stored_sparse():
+    with pytest.raises(InputError, match="matrix must be a CondensedMatrix or CSRMatrix, not DenseMatrix"):
+        Convolution(DenseMatrix(np.ones((2, 9), np.float32)), 1, 3)
+    matrix = CondensedMatrix.from_mask(np.ones((2, 9), dtype=bool))
+    with pytest.raises(InputError, match="height must be an integer of at least 1, not 0"):
+        Convolution(matrix, 1, 3, padding=3).output_size(0, 6)

@@ -466,3 +466,44 @@ def test_same_bits_for_any_thread_count(shape, fan_in, dtype, storage):
                 products = matrix.matmul(x, bias=bias, relu=True), matrix.rmatmul(g), matrix.sampled_outer(g, x)
             bits.add(tuple(product.tobytes() for product in products))
         assert len(bits) == 1
+
+
+@pytest.mark.parametrize("storage", [CondensedMatrix, CSRMatrix])
+@pytest.mark.parametrize("batch", [4, 16, 64, 130])
+def test_one_row_may_have_any_stride(storage, batch):
+    """NumPy calls an array of one row contiguous whatever its stride; a kernel must not read the batch from it."""
+    wide = np.arange(2 * 200, dtype=np.float32).reshape(2, 200)
+    rows = np.arange(batch, dtype=np.float32)[None], wide[:1, :batch]
+    column, row = (storage.from_mask(np.ones(shape, dtype=bool)) for shape in ((3, 1), (1, 3)))
+    column.values[...], row.values[...] = 2, 3
+    g = np.ones((3, batch), np.float32)
+    for x in rows:
+        np.testing.assert_array_equal(column.matmul(x), np.repeat(2 * x, 3, axis=0))
+        np.testing.assert_array_equal(row.rmatmul(x), np.repeat(3 * x, 3, axis=0))
+        np.testing.assert_array_equal(column.sampled_outer(g, x).ravel(), np.full(3, x.sum()))
+        np.testing.assert_array_equal(row.sampled_outer(x, g).ravel(), np.full(3, x.sum()))
+
+
+def test_out_may_not_be_the_bias():
+    matrix = CondensedMatrix.from_mask(np.ones((3, 2), dtype=bool))
+    bias = np.ones((3, 1), np.float32)
+    with pytest.raises(InputError, match="out must not share memory with bias"):
+        matrix.matmul(np.ones((2, 1), np.float32), out=bias, bias=bias)
+
+
+def test_a_copy_of_frozen_weights_that_is_interrupted_is_made_again(monkeypatch):
+    from sparsekit.kernels import cpu
+
+    rng = np.random.default_rng(0)
+    matrix = CondensedMatrix.from_mask(mask_of(CondensedMatrix, (40, 300), 200, rng))
+    matrix.values[...] = rng.integers(-4, 5, matrix.values.shape)
+    frozen, x = matrix.frozen(), rng.integers(-4, 5, (300, 128)).astype(np.float32)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu, "_take", cpu._take._replace(serial=interrupted, parallel=interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            frozen.matmul(x)
+    np.testing.assert_array_equal(frozen.matmul(x), matrix.to_dense() @ x)

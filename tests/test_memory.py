@@ -51,3 +51,15 @@ print(*seen)"""
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     expected = chosen.get("GOMP_SPINCOUNT", "None") if chosen else "16000"
     assert done.stdout.split() == [expected]
+
+
+def test_threads_start_before_the_first_kernel_is_compiled():
+    code = """
+import numpy as np
+from sparsekit import CondensedMatrix
+from sparsekit.kernels import threads
+matrix = CondensedMatrix.from_mask(np.ones((3, 3), dtype=bool))
+matrix.sampled_outer(np.ones((3, 16), np.float32), np.ones((3, 16), np.float32))
+print(threads.start_threads.cache_info().currsize)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]

@@ -93,6 +93,17 @@ def test_a_linear_layer_applies_the_relu_that_follows(storage, backend, rng, mon
     np.testing.assert_allclose(alone.forward(x), expected)
 
 
+def test_what_is_derived_from_relu_computes_itself(rng):
+    class Doubled(ReLU):
+        def forward(self, x, training=False):
+            return 2 * super().forward(x, training)
+
+    layer = linear(CondensedMatrix, rng)
+    x = rng.standard_normal((7, 6))
+    expected = 2 * np.maximum(layer.forward(x), 0)
+    np.testing.assert_allclose(Sequential({"fc1": layer, "double": Doubled()}).forward(x), expected)
+
+
 @pytest.mark.parametrize("storage", [CSRMatrix, CondensedMatrix])
 def test_a_frozen_layer_predicts_and_cannot_be_trained(storage, rng):
     layer = linear(storage, rng)

@@ -177,8 +177,7 @@ def test_any_processor_and_no_more_specialisations_than_dtypes_need(tmp_path):
     The parallel versions, of the same loops, are compiled as serial ones: that takes a third of the time.
     """
     code = """
-import llvmlite.binding, numba, sys
-llvmlite.binding.get_host_cpu_features = dict
+import numba, sys
 njit = numba.njit
 numba.njit = lambda *arguments, **options: njit(*arguments, **{**options, "parallel": False})
 import test_processors as t

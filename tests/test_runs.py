@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsekit import InputError, load_dataset, load_run, models
+from sparsekit import InputError, Trainer, load_dataset, load_run, models
 from sparsekit.config import make_config, read_toml
 from sparsekit.errors import DivergedError
 from sparsekit.training import folder
@@ -41,6 +41,12 @@ def test_a_run_is_loaded_as_it_was(method, tmp_path):
     assert loaded.history.rows == run.history.rows
     accuracy = (loaded.predict(x) == load_dataset("digits").y_test).mean()
     assert accuracy == pytest.approx(run.result["test_accuracy"])
+
+
+def test_a_loaded_network_is_not_trained(tmp_path):
+    train_run(make_config(SMALL), tmp_path / "run", progress=False)
+    with pytest.raises(InputError, match="model must not be frozen, but layer 'fc1' only predicts"):
+        Trainer(load_run(tmp_path / "run").model)
 
 
 def test_equal_configurations_give_equal_runs(tmp_path):

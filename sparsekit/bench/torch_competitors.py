@@ -75,15 +75,21 @@ def linear(weights: Sequence[np.ndarray], x: np.ndarray, x_rows: np.ndarray) -> 
 def linear_csr(dense: Sequence[np.ndarray], matrices: Sequence[CSRMatrix], x: np.ndarray) -> list[Implementation]:
     """MKL's CSR product, feature-major: as PyTorch converts a dense weight, and at its best.
 
-    PyTorch makes 64-bit indices. With 32 bits, which MKL takes as they are, and one sample as a vector it is faster.
+    PyTorch makes 64-bit indices. It is faster with 32 bits, which MKL takes as they are, with a place to write to,
+    and with one sample as a vector.
     """
     torch = load()
     if torch is None or not torch.backends.mkl.is_available():
         return []
     converted = [_quietly(torch.from_numpy(weight).to_sparse_csr) for weight in dense]
     as_made = [partial(operator.matmul, weight, torch.from_numpy(x)) for weight in converted]
-    operand = torch.from_numpy(x[:, 0] if x.shape[1] == 1 else x)
-    best = [partial(operator.matmul, _sparse(torch, matrix), operand) for matrix in matrices]
+    one = x.shape[1] == 1
+    product, operand = (torch.addmv, x[:, 0]) if one else (torch.addmm, x)
+    best = []
+    for matrix in matrices:
+        out = torch.from_numpy(output(matrix.shape[0], x.shape[1]))
+        out = (out[:, 0] if one else out).zero_()  # what it adds 0 times of must not be NaN
+        best.append(partial(product, out, _sparse(torch, matrix), torch.from_numpy(operand), beta=0, out=out))
     return [
         Implementation("PyTorch CSR (MKL)", "csr", in_turn(best), convert=columns),
         Implementation("PyTorch CSR (MKL), as converted", "csr", in_turn(as_made), convert=columns),

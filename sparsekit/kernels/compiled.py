@@ -30,8 +30,10 @@ def run(kernel: Kernel, multiply_adds: int, *arguments: Any) -> None:
 
     The choice looks at the work alone, not at the number of threads, so that results do not depend on it.
     """
-    if multiply_adds < _PARALLEL_FROM:
-        kernel.serial(*arguments)
-    else:
-        start_threads()
-        kernel.parallel(*arguments)
+    start_threads()  # before the first kernel is compiled, which may load the threading layer
+    (kernel.parallel if is_parallel(multiply_adds) else kernel.serial)(*arguments)
+
+
+def is_parallel(multiply_adds: int) -> bool:
+    """Whether :func:`run` takes the version for several threads."""
+    return multiply_adds >= _PARALLEL_FROM

@@ -44,16 +44,16 @@ class Taps:
     ----------
     indptr : int64 (n_rows + 1,), output channel r owns the slots indptr[r] to indptr[r + 1]
     channels, rows, columns : int (nnz,), what each slot reads relative to the pixel's window
-    positions : int (nnz,), place of each slot's weight in the flat stored values
+    positions : int (nnz,), place of each slot's weight in the flat stored values; None: their own order
     """
 
     def __init__(self, indptr, channels, rows, columns, positions) -> None:
         self.indptr, self.positions = indptr, positions
         self._channels, self._rows, self._columns = channels, rows, columns
-        self._strips: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
+        self._last: tuple[tuple[int, ...], tuple[np.ndarray, np.ndarray]] | None = None
 
     def strips(self, n_channels: int, stride: int, phase_width: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """How the slots read the copied rows: computed once for each geometry.
+        """How the slots read the copied rows; the last geometry's is kept.
 
         Returns
         -------
@@ -61,15 +61,15 @@ class Taps:
         starts : int64 (n_blocks + 1, n_rows), where the slots of each block of input channels begin in each row
         """
         key = n_channels, stride, phase_width, block
-        if key not in self._strips:
-            strip = (self._rows * n_channels + self._channels) * stride + self._columns % stride
+        if self._last is None or self._last[0] != key:
+            strip = (self._rows.astype(np.int64) * n_channels + self._channels) * stride + self._columns % stride
             offsets = (strip * phase_width + self._columns // stride).astype(np.int32)
             n_rows = self.indptr.size - 1
             row_and_channel = np.repeat(np.arange(n_rows), np.diff(self.indptr)) * n_channels + self._channels
             firsts = np.minimum(np.arange(-(-n_channels // block) + 1) * block, n_channels)
             starts = np.searchsorted(row_and_channel, np.arange(n_rows) * n_channels + firsts[:, None])
-            self._strips[key] = read_only(offsets), read_only(starts)
-        return self._strips[key]
+            self._last = key, (read_only(offsets), read_only(starts))
+        return self._last[1]
 
 
 class Window(NamedTuple):

@@ -30,7 +30,7 @@ from functools import partial
 import numba
 import numpy as np
 
-from sparsekit.kernels.compiled import compiled, run
+from sparsekit.kernels.compiled import compiled, is_parallel, run
 from sparsekit.kernels.memory import LINE, address, aligned_empty
 from sparsekit.kernels.plan import LANES, TABLE, Lookup, Order, Plan
 from sparsekit.kernels.simd import (
@@ -46,8 +46,8 @@ from sparsekit.kernels.simd import (
 
 _TILE_BYTES = min(256, 8 * VECTOR_BYTES)  # of the batch, in the blocked product: at most 8 registers
 _BLOCK = (49_152 if VECTOR_BYTES == 64 else 32_768) // _TILE_BYTES  # inputs whose tile the first-level cache holds
-_ALIGNED_READERS = 8  # neurons that read an input; fewer do not pay for copying it
-_CACHED = 2**19  # bytes of X that stay in the second-level cache while all neurons read it
+_COPY_READERS = 8  # neurons that read an input; fewer do not pay for copying it
+_CACHED = 2**19  # bytes of X that stay in the second-level cache while a weight gradient reads it
 
 _NO_BIAS = {dtype: np.empty(0, dtype=dtype) for dtype in (np.dtype(np.float32), np.dtype(np.float64))}
 
@@ -123,19 +123,20 @@ def _weight_gradient(indices, g, x, out, plan: Plan):
         return out
     readers = indices.size / len(x)
     g, x = _whole_vectors(g, readers), _whole_vectors(x, readers)
-    if x.strides[0] < VECTOR_BYTES:
+    if x.shape[1] * x.itemsize < VECTOR_BYTES:
         run(_products_narrow, work, indices, plan.indptr, g, x, out)
     else:
         starts = plan.row_starts if x.nbytes <= _CACHED else plan.block_starts(_BLOCK)
-        run(_products, work, indices, starts, g, x, out)
+        run(_products, work, indices, starts, _n_parts(work, 1, len(g)), g, x, out)
     return out
 
 
 def _wants_blocks(nnz: int, x: np.ndarray, n_rows: int, frozen: bool) -> bool:
-    """Whether tiles pay: rows of x so long that they conflict in the cache, and runs of several weights."""
+    """Whether tiles pay: rows of x so long that they conflict in the cache, read often, and runs of weights."""
     bytes_of_row = x.shape[1] * x.itemsize
     length = nnz / (-(-len(x) // _BLOCK) * n_rows)
-    return (bytes_of_row >= 512 and length >= 8) or (frozen and bytes_of_row >= 256 and length >= 16)
+    long_enough = (bytes_of_row >= 512 and length >= 8) or (frozen and bytes_of_row >= 256 and length >= 16)
+    return long_enough and nnz >= _COPY_READERS * len(x)
 
 
 def _in_order(order: Order, values: np.ndarray) -> np.ndarray:
@@ -148,7 +149,7 @@ def _gather(values, indices, indptr, x, bias, relu, out):
         run(_dot_rows, work, values, indices, indptr, x.reshape(-1), bias, relu, out.reshape(-1))
         return
     x = _whole_vectors(x, values.size / len(x))
-    kernel = _gather_narrow if x.strides[0] < VECTOR_BYTES else _gather_wide
+    kernel = _gather_narrow if x.shape[1] * x.itemsize < VECTOR_BYTES else _gather_wide
     if x.shape[1] == out.shape[1]:
         run(kernel, work, values, indices, indptr, x, bias, relu, out)
     else:
@@ -159,7 +160,8 @@ def _gather(values, indices, indptr, x, bias, relu, out):
 
 def _gather_blocked(values, order: Order, x, bias, relu, out):
     work = values.size * x.shape[1]
-    run(_gather_tiles, work, values, order.indices, order.indptr, order.block, x, bias, relu, out)
+    n_parts = _n_parts(work, -(-x.shape[1] * x.itemsize // _TILE_BYTES), len(out))
+    run(_gather_tiles, work, values, order.indices, order.indptr, order.block, n_parts, x, bias, relu, out)
 
 
 def _look_up(lookup: Lookup, x, bias, relu, out):
@@ -170,6 +172,17 @@ def _look_up(lookup: Lookup, x, bias, relu, out):
     return out
 
 
+def _n_parts(work: int, n_tiles: int, n_rows: int) -> int:
+    """Into how many parts to cut the rows of every tile, so that all threads have work; sums do not depend on it.
+
+    Every part copies its tiles anew, so there are no more than needed.
+    """
+    threads = numba.get_num_threads() if is_parallel(work) else 1
+    if n_tiles % threads == 0 or n_tiles >= 4 * threads:
+        return 1
+    return max(1, min(n_rows, -(-2 * threads // n_tiles)))
+
+
 def _whole_vectors(x: np.ndarray, readers: float) -> np.ndarray:
     """x with its rows filled up by zeros to whole vectors, or to 2, 4, 8, ... samples where that is less.
 
@@ -178,7 +191,7 @@ def _whole_vectors(x: np.ndarray, readers: float) -> np.ndarray:
     n_rows, batch = x.shape
     vector = VECTOR_BYTES // x.itemsize
     width = -(-batch // vector) * vector if batch > vector // 2 else 1 << (batch - 1).bit_length()
-    if width == batch and (address(x) % LINE == 0 or readers < _ALIGNED_READERS):
+    if width == batch and (address(x) % LINE == 0 or readers < _COPY_READERS):
         return x
     copy = aligned_empty((n_rows, width), x.dtype)
     copy[:, :batch] = x
@@ -198,15 +211,16 @@ _products_half, _products_quarter, _products_eighth = (row_products(1, part) for
 
 
 @numba.njit
-def finish_row(y, start, end, bias, row, relu):
+def _finish_row(y, start, end, bias, row, relu):
     """y[start:end] = max(y + bias, 0); NaN stays NaN."""
     if bias.size:
         for b in range(start, end):
             y[b] += bias[row]
     if relu:
+        zero = y.dtype.type(0)
         for b in range(start, end):
-            if y[b] < 0:
-                y[b] = 0
+            value = y[b]
+            y[b] = zero if value < zero else value  # stored either way: a selection, which LLVM vectorises
 
 
 @compiled
@@ -214,7 +228,7 @@ def _dot_rows(values, indices, indptr, x, bias, relu, out):
     """For a batch of one, out[r] = sum over the slots s of row r of values[s] * x[indices[s]]."""
     for r in numba.prange(out.shape[0]):
         out[r] = _dot(values, indices, indptr[r], indptr[r + 1], x)
-        finish_row(out, r, r + 1, bias, r, relu)
+        _finish_row(out, r, r + 1, bias, r, relu)
 
 
 @compiled
@@ -236,7 +250,7 @@ def _sum_groups(values, inputs, lengths, starts, ranks, sums, x, bias, relu, out
             for r in range(low, high):
                 out[r] += block_sums[block_ranks[r]]
         for r in range(low, high):
-            finish_row(out, r, r + 1, bias, r, relu)
+            _finish_row(out, r, r + 1, bias, r, relu)
 
 
 @compiled
@@ -253,7 +267,7 @@ def _gather_narrow(values, indices, indptr, x, bias, relu, out):
             _sum_quarter(flat_out, y, values, indices, start, end, flat_x, 0, batch)
         else:
             _sum_eighth(flat_out, y, values, indices, start, end, flat_x, 0, batch)
-        finish_row(flat_out, y, y + batch, bias, r, relu)
+        _finish_row(flat_out, y, y + batch, bias, r, relu)
 
 
 @compiled
@@ -279,7 +293,7 @@ def _gather_wide(values, indices, indptr, x, bias, relu, out):
             c += 2 * width
         if c < batch:
             _sum_1(flat_out, y + c, values, indices, start, end, flat_x, c, batch)
-        finish_row(flat_out, y, y + batch, bias, r, relu)
+        _finish_row(flat_out, y, y + batch, bias, r, relu)
 
 
 @numba.njit
@@ -302,23 +316,13 @@ def _copy_tile(x, first_row, n_rows, column, width, tile):
         tile[i * width : i * width + have] = x[first_row + i, column:]
 
 
-@numba.njit
-def _row_parts(n_tiles, n_rows):
-    """Into how many parts to cut the rows of every tile, so that all threads have work."""
-    threads = numba.get_num_threads()
-    if n_tiles % threads == 0 or n_tiles >= 4 * threads:
-        return 1
-    return min(n_rows, -(-2 * threads // n_tiles))
-
-
 @compiled
-def _gather_tiles(values, indices, indptr, block, x, bias, relu, out):
+def _gather_tiles(values, indices, indptr, block, n_parts, x, bias, relu, out):
     """As :func:`_gather_wide` with the weights ordered by blocks of inputs."""
     n_inputs, batch = x.shape
     n_rows = out.shape[0]
     width = _TILE_VECTORS * lanes(x)
     n_tiles, n_blocks = -(-batch // width), -(-n_inputs // block)
-    n_parts = _row_parts(n_tiles, n_rows)
     part = -(-n_rows // n_parts)
     for task in numba.prange(n_tiles * n_parts):
         column, low = task // n_parts * width, task % n_parts * part
@@ -333,21 +337,20 @@ def _gather_tiles(values, indices, indptr, block, x, bias, relu, out):
         have = min(width, batch - column)
         for r in range(low, high):
             here = (r - low) * width
-            finish_row(y, here, here + width, bias, r, relu)
+            _finish_row(y, here, here + width, bias, r, relu)
             sums, target = y[here : here + have], out[r, column : column + have]
             for t in range(have):
                 target[t] = sums[t]
 
 
 @compiled
-def _products(indices, starts, g, x, out):
+def _products(indices, starts, n_parts, g, x, out):
     """For every slot s of every row r: out[s] = sum over b of g[r, b] * x[indices[s], b].
 
     Block by block of inputs; the batch is whole vectors.
     """
     batch, n_rows = x.shape[1], g.shape[0]
     width = lanes(x)
-    n_parts = min(n_rows, 4 * numba.get_num_threads())
     flat_g, flat_x = g.reshape(-1), x.reshape(-1)
     for part in numba.prange(n_parts):
         for j in range(starts.shape[0] - 1):

@@ -42,12 +42,14 @@ class Order:
 
     def take(self, values: np.ndarray, copy: Callable[[np.ndarray, np.ndarray, np.ndarray], None]) -> np.ndarray:
         """The values in this order: copied by ``copy(values, positions, out)``, unless kept from the last time."""
-        if self._buffer is None:
-            self._buffer = aligned_empty((self.positions.size,), values.dtype)
-        elif self._keep:
-            return self._buffer
-        copy(values, self.positions, self._buffer)
-        return self._buffer
+        buffer = self._buffer
+        if buffer is not None and self._keep:
+            return buffer
+        if buffer is None:
+            buffer = aligned_empty((self.positions.size,), values.dtype)
+        copy(values, self.positions, buffer)
+        self._buffer = buffer  # not before it is filled: the copy may be interrupted
+        return buffer
 
 
 class Plan:
@@ -135,9 +137,9 @@ class Plan:
 class Lookup:
     """Weights in the order of the product with one sample that looks its inputs up in registers.
 
-    Block by block of 128 inputs, the neurons are sorted by how many weights they have there and taken 64 at a time,
-    a neuron a lane: the first weight of each, the second of each, and so on, filled up with zeros. Neurons of a like
-    number stand together, so few zeros are needed. A weight takes 5 bytes.
+    Block by block of 128 inputs, the neurons are sorted by how many weights they have there and taken 64 at a
+    time, a neuron a lane: the first weight of each, the second of each, and so on, filled up with zeros. Neurons
+    of a like number stand together, so few zeros are needed. A weight takes 5 bytes.
 
     Attributes
     ----------
@@ -146,7 +148,8 @@ class Lookup:
         16 v + 4 q + d stands at 16 q + 4 v + d: the order in which instructions put numbers together from bytes
     lengths : uint8 (n_blocks, n_groups), weights a lane of each group
     starts : int64 (n_blocks,), first slot of each block
-    sums : float32 (n_blocks * n_groups * 64,), memory for the sums of the lanes of all groups
+    sums : float32 (n_blocks * n_groups * 64,), memory for the sums of the lanes of all groups. It is used
+        within one call of a kernel, which keeps other threads of Python out
     ranks : uint16 or int32 (n_blocks, n_rows), place of each neuron among the sums of each block
     """
 

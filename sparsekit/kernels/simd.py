@@ -16,9 +16,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, overload
 
 _AHEAD = 2048  # weights that are asked for before they are needed, 8 KiB
@@ -27,18 +28,25 @@ _Value = Any  # a value of LLVM's; llvmlite comes without types
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
 
 
+def _features() -> dict[str, bool]:
+    """What the processor can that Numba compiles for: this one, or what NUMBA_CPU_FEATURES names."""
+    chosen: str | None = config.CPU_FEATURES  # pyright: ignore[reportAttributeAccessIssue]
+    if chosen is None:
+        chosen = get_host_cpu_features()  # without what NUMBA_ENABLE_AVX=0 leaves out
+    return {name[1:]: name[0] == "+" for name in chosen.split(",") if name}
+
+
 def _vector_bytes() -> int:
     """Width of the registers of this processor; 0 where the intrinsics are not used."""
     compiled = not config.DISABLE_JIT  # pyright: ignore[reportAttributeAccessIssue]
     if not compiled or platform.machine().lower() not in ("x86_64", "amd64", "aarch64", "arm64"):
         return 0
-    features = binding.get_host_cpu_features()
-    return 64 if features.get("avx512f") else 32 if features.get("avx2") else 16
+    return 64 if _features().get("avx512f") else 32 if _features().get("avx2") else 16
 
 
 _SIMD = _vector_bytes() > 0
 VECTOR_BYTES = _vector_bytes() or 64
-CAN_LOOK_UP = _SIMD and bool(binding.get_host_cpu_features().get("avx512vbmi"))
+CAN_LOOK_UP = VECTOR_BYTES == 64 and _SIMD and bool(_features().get("avx512vbmi"))
 
 
 def weighted_rows(vectors: int, chains: int, part: int = 1, accumulate: bool = False) -> Callable[..., None]:
@@ -199,10 +207,10 @@ def group_sums() -> Callable[..., None]:
     x[x0 : x0 + 128]; its weights begin at slot `start`, its groups are those from `first`. Lane l of group g sums
     into sums[sums0 + 64 * g + l].
 
-    The inputs are held in 8 registers, two for each of the four bytes of a number. An instruction of AVX-512 picks 64
-    of the 128 bytes of two registers, so four of them pick 64 inputs, without a load for each; eight more put the
-    bytes of each number together. They do so in fours, which is why `Lookup` keeps the inputs of 64 lanes in another
-    order than their weights.
+    The inputs are held in 8 registers, two for each of the four bytes of a number. An instruction of AVX-512
+    picks 64 of the 128 bytes of two registers, so four of them pick 64 inputs, without a load for each; eight
+    more put the bytes of each number together. They do so in fours, which is why `Lookup` keeps the inputs of 64
+    lanes in another order than their weights.
     """
     if not CAN_LOOK_UP:
         return _no_group_sums

@@ -47,7 +47,7 @@ def start_threads() -> None:
         numba.get_num_threads()  # loads the threading layer
     finally:
         if not chosen:
-            del os.environ["GOMP_SPINCOUNT"]
+            os.environ.pop("GOMP_SPINCOUNT", None)
 
 
 @contextmanager

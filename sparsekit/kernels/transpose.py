@@ -23,11 +23,6 @@ class TransposedIndex(NamedTuple):
     rows: np.ndarray
     positions: np.ndarray
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held by the three arrays."""
-        return self.indptr.nbytes + self.rows.nbytes + self.positions.nbytes
-
 
 def transposed_index(indices: np.ndarray, rows: np.ndarray, n_out: int, n_in: int) -> TransposedIndex:
     """Build the transposed index.

@@ -89,6 +89,8 @@ def train_run(config: RunConfig, folder: str | Path, *, overwrite: bool = False,
 def load_run(path: str | Path) -> Run:
     """Load a run folder; `load_run(path).predict(x)` classifies samples x (n, *sample_shape).
 
+    The network only predicts: the weights of its sparse layers are read-only.
+
     Raises
     ------
     InputError

@@ -254,7 +254,12 @@ class Trainer:
         )
 
     def _check_storage(self) -> None:
-        """A method of constant fan-in needs condensed layers, the others CSR."""
+        """A method of constant fan-in needs condensed layers, the others CSR; no layer may be frozen."""
+        for name, layer in self.layers.items():
+            if not layer.weight.values.flags.writeable:
+                raise InputError(
+                    f"model must not be frozen, but layer {name!r} only predicts; build a new one to train"
+                )
         if self.topology is None:
             return
         if not hasattr(self.topology, "update"):
