@@ -30,7 +30,7 @@ def test_transposed(shape, dtype):
     np.testing.assert_array_equal(transposed(x), x.T)
     np.testing.assert_array_equal(transposed(x.T), x)  # of a strided array too
     assert transposed(x).flags.c_contiguous
-    assert transposed(x).ctypes.data % 64 == 0
+    assert transposed(x).ctypes.data % 64 == 0 or x.size == 0
 
 
 @pytest.mark.parametrize("chosen", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}])
