@@ -182,6 +182,12 @@ def _copy_pixels(target, t0, t_stride, source, s0, s_stride, n_pixels, samples, 
 
 
 @numba.njit
+def _tile_vectors(left):
+    """Vectors of the next register tile of a strip of which so many are left."""
+    return 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+
+
+@numba.njit
 def _sum_strips(values, offsets, starts, copied, base, samples, strip, y):
     """For every output channel r: y[r * strip : (r + 1) * strip] = its weighted strips of the copied rows.
 
@@ -193,19 +199,19 @@ def _sum_strips(values, offsets, starts, copied, base, samples, strip, y):
     y[:] = 0
     c = 0
     while c < strip:
-        vectors = min(8, (strip - c) // width)
+        vectors = _tile_vectors((strip - c) // width)
         for j in range(n_blocks):
             for r in range(n_rows):
                 start, end, here = starts[j, r], starts[j + 1, r], r * strip + c
                 if vectors == 8:
                     _sum_8(y, here, values, offsets, start, end, copied, base + c, samples)
-                elif vectors >= 4:
+                elif vectors == 4:
                     _sum_4(y, here, values, offsets, start, end, copied, base + c, samples)
-                elif vectors >= 2:
+                elif vectors == 2:
                     _sum_2(y, here, values, offsets, start, end, copied, base + c, samples)
                 else:
                     _sum_1(y, here, values, offsets, start, end, copied, base + c, samples)
-        c += width * (8 if vectors == 8 else 4 if vectors >= 4 else 2 if vectors >= 2 else 1)
+        c += vectors * width
 
 
 @numba.njit
@@ -284,16 +290,16 @@ def _multiply_strips(offsets, starts, strips, copied, base, samples, strip, tota
     n_blocks, n_rows = starts.shape[0] - 1, starts.shape[1]
     c = 0
     while c < strip:
-        vectors = min(8, (strip - c) // width)
+        vectors = _tile_vectors((strip - c) // width)
         for j in range(n_blocks):
             for r in range(n_rows):
                 start, end, here = starts[j, r], starts[j + 1, r], r * strip + c
                 if vectors == 8:
                     _products_8(total, offsets, start, end, strips, here, copied, base + c, samples)
-                elif vectors >= 4:
+                elif vectors == 4:
                     _products_4(total, offsets, start, end, strips, here, copied, base + c, samples)
-                elif vectors >= 2:
+                elif vectors == 2:
                     _products_2(total, offsets, start, end, strips, here, copied, base + c, samples)
                 else:
                     _products_1(total, offsets, start, end, strips, here, copied, base + c, samples)
-        c += width * (8 if vectors == 8 else 4 if vectors >= 4 else 2 if vectors >= 2 else 1)
+        c += vectors * width

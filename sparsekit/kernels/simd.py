@@ -126,8 +126,6 @@ def row_products(vectors: int, part: int = 1) -> Callable[..., None]:
         with emit.loop(arguments[2], arguments[3]) as (slot, _):
             row = emit.row(x, indices, slot, arguments[8])
             sums = [cgutils.alloca_once_value(builder, emit.zero) for _ in range(min(2, vectors))]
-            for held_sum in sums:
-                builder.store(emit.zero, held_sum)
             for t in range(vectors):
                 emit.add_product(sums[t % 2], held[t], emit.load(row, t))
             place = builder.gep(out, [slot])
