@@ -55,6 +55,9 @@ class RunConfig(BaseModel):
     method: Method = Field("srigl", description="topology method; static is constant fan-in")
     sparsity: FractionBelowOne = Field(0.9, description="share of the weights that is not stored")
     distribution: Literal["erk", "er", "uniform"] = Field("erk", description="how the layers share the weights")
+    first_layer_dense: bool | None = Field(
+        None, description="keep the first layer dense (default: with uniform only)"
+    )
     dense_layers: Names = Field((), description="layers to keep dense, as fc1,fc3")
     no_ablation_layers: Names | None = Field(
         None, description="layers whose neurons are never ablated (default: the output layer)"

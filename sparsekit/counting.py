@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sparsekit.models import linear_layers
+from sparsekit.models import weight_layers
 from sparsekit.nn.module import Module
 
 
@@ -21,7 +21,7 @@ def layer_summary(model: Module) -> list[dict[str, Any]]:
     sparsity : share of the weights that is not stored
     """
     rows = []
-    for name, layer in linear_layers(model).items():
+    for name, layer in weight_layers(model).items():
         fan_ins = layer.matrix.fan_ins()
         fan_ins = fan_ins[fan_ins > 0]
         low, high = (int(fan_ins.min()), int(fan_ins.max())) if fan_ins.size else (0, 0)
@@ -43,7 +43,7 @@ def layer_summary(model: Module) -> list[dict[str, Any]]:
 
 def sparsity(model: Module) -> float:
     """Share of the network's weights that is not stored, biases and normalisation not counted."""
-    matrices = [layer.matrix for layer in linear_layers(model).values()]
+    matrices = [layer.matrix for layer in weight_layers(model).values()]
     n_weights = sum(m.shape[0] * m.shape[1] for m in matrices)
     return 1 - sum(m.nnz for m in matrices) / n_weights if n_weights else 0.0
 
@@ -54,7 +54,7 @@ def weight_bytes(model: Module) -> dict[str, int]:
     Keys: `storage` (values and indices), `products` (what was built for the kernels: transposed indices,
     packed copies), `gradients`, `optimizer`, and their sum, `total`.
     """
-    layers = linear_layers(model).values()
+    layers = weight_layers(model).values()
     counts = {
         "storage": sum(layer.matrix.nbytes for layer in layers),
         "products": sum(layer.matrix.held_nbytes - layer.matrix.nbytes for layer in layers),

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sparsekit.models import linear_layers
+from sparsekit.models import weight_layers
 from sparsekit.nn import Module
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def history_figure(history: "History") -> Figure:
 
 def topology_figure(model: Module, sample_shape: tuple[int, ...]) -> Figure:
     """Where the weights are: on the inputs, in the first layer's mask, and among the neurons of each layer."""
-    layers = linear_layers(model)
+    layers = weight_layers(model)
     first = next(iter(layers.values())).matrix
     figure = Figure(figsize=(13, 4.2), dpi=DPI, layout="constrained")
     inputs, mask, fan_ins = figure.subplots(1, 3, width_ratios=(1, 1.25, 1))

@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 from sparsekit.dense import DenseMatrix
 from sparsekit.errors import InputError
 from sparsekit.kernels.threads import one_blas_thread
-from sparsekit.models import linear_layers, sparse_layers
+from sparsekit.models import sparse_layers, weight_layers
 from sparsekit.nn import Linear, Module, Sequential
 
 FORMATS = ("stored", "dense", "csr")
@@ -45,7 +45,7 @@ def inference_times(
         "csr": _converted(model, _ScipyLinear),
     }
     rng = np.random.default_rng(0)
-    dtype = next(iter(linear_layers(model).values())).matrix.dtype
+    dtype = next(iter(weight_layers(model).values())).matrix.dtype
     times = {}
     for batch in batches:
         x = rng.standard_normal((n_features, batch)).astype(dtype)

@@ -65,7 +65,7 @@ def test_densities_are_in_proportion_outside_the_dense_layers(shapes, density):
 
 
 @given(st.lists(linear_shapes, min_size=1, max_size=6), densities)
-def test_er_equals_erk_for_linear_layers(shapes, density):
+def test_er_equals_erk_for_weight_layers(shapes, density):
     er, erk = distributions.erdos_renyi(shapes, density), distributions.erdos_renyi_kernel(shapes, density)
     assert er == pytest.approx(erk)
 

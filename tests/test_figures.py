@@ -82,7 +82,7 @@ def test_history_of_one_epoch_and_of_many_layers():
 @pytest.mark.parametrize("shape", [(1, 4, 5), (3, 4, 5)])
 def test_topology_of_images(shape):
     model = models.mlp((int(np.prod(shape)), 12, 3), sparsity=0.7)
-    mask = models.linear_layers(model)["fc1"].matrix.mask()
+    mask = models.weight_layers(model)["fc1"].matrix.mask()
     inputs, masks, fan_ins = drawn(topology_figure(model, shape)).axes[:3]
     image = inputs.images[0].get_array()
     assert image.shape == (4, 5)
@@ -96,7 +96,7 @@ def test_topology_of_images(shape):
 def test_topology_of_tables(storage):
     model = models.mlp((15, 12, 3), storage=storage, sparsity=0.6)
     inputs, masks, fan_ins = drawn(topology_figure(model, (15,))).axes
-    layers = models.linear_layers(model)
+    layers = models.weight_layers(model)
     mask = layers["fc1"].matrix.mask()
     (line,) = inputs.lines
     np.testing.assert_array_equal(line.get_xdata(), np.arange(15))
@@ -114,7 +114,7 @@ def test_topology_of_wide_tables():
     started = time.perf_counter()
     drawn(figure)
     assert time.perf_counter() - started < 20
-    counts = models.linear_layers(model)["fc1"].matrix.mask().sum(axis=0)
+    counts = models.weight_layers(model)["fc1"].matrix.mask().sum(axis=0)
     np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), counts)
 
 

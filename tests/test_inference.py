@@ -73,7 +73,7 @@ def test_times_are_microseconds_a_sample(quick):
 def test_the_baseline_stores_what_the_network_stores(storage, quick, baseline):
     """Weights that are exactly zero too: the product takes as long for them."""
     model = network(storage=storage)
-    layers = models.linear_layers(model)
+    layers = models.weight_layers(model)
     for layer in layers.values():
         layer.matrix.values.flat[::3] = 0
     inference_times(model, SIZES[0], batches=(2,), repeats=3)
@@ -98,7 +98,7 @@ def test_timing_leaves_the_network_alone(quick):
     inference_times(model, SIZES[0], batches=(2,), repeats=3)
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)
-    assert all(layer.is_sparse for layer in models.linear_layers(model).values())
+    assert all(layer.is_sparse for layer in models.weight_layers(model).values())
 
 
 def test_a_wrong_dense_copy_is_noticed(quick, monkeypatch):

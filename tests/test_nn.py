@@ -44,12 +44,12 @@ def test_sparse_linear_equals_masked_dense(storage, rng):
     layer = linear(storage, rng, backend="vectorized")
     weight, mask = layer.matrix.to_dense(), layer.matrix.mask()
     x, g = rng.standard_normal((7, 6)), rng.standard_normal((5, 6))
-    layer.keep_grad_output = True
+    layer.keep_dense_gradient = True
     np.testing.assert_allclose(layer.forward(x, training=True), weight @ x + layer.bias.values)
     np.testing.assert_allclose(layer.backward(g), weight.T @ g)
     np.testing.assert_allclose(layer.weight.grad.ravel(), (g @ x.T)[mask])
     np.testing.assert_allclose(layer.dense_gradient(), g @ x.T)
-    with pytest.raises(InputError, match="dense_gradient needs a backward pass with keep_grad_output=True"):
+    with pytest.raises(InputError, match="dense_gradient needs a backward pass with keep_dense_gradient=True"):
         layer.dense_gradient()
 
 
@@ -253,7 +253,7 @@ def test_named_parameters_are_dotted():
 @pytest.mark.parametrize("storage", ["dense", "csr", "condensed"])
 def test_initial_weights_have_variance_two_over_fan_in(storage):
     network = models.mlp((400, 300, 10), storage=storage, sparsity=0.8, rng=0)
-    matrix = models.linear_layers(network)["fc1"].matrix
+    matrix = models.weight_layers(network)["fc1"].matrix
     weight = matrix.to_dense()
     scaled = weight[matrix.mask()] * np.repeat(np.sqrt(matrix.fan_ins() / 2), matrix.fan_ins())
     n = scaled.size
@@ -263,7 +263,7 @@ def test_initial_weights_have_variance_two_over_fan_in(storage):
 
 def test_mlp_stores_what_the_distribution_says():
     network = models.mlp((784, 512, 512, 10), sparsity=0.9, rng=0)
-    layers = models.linear_layers(network)
+    layers = models.weight_layers(network)
     assert list(layers) == ["fc1", "fc2", "fc3"]
     assert [layer.matrix.fan_ins().max() for layer in layers.values()] == [67, 53, 512]
     # by hand: (40141 + 26215 - 4608) weights to share over 1296 + 1024, fc3 dense
@@ -276,7 +276,7 @@ def test_mlp_stores_what_the_distribution_says():
 
 def test_mlp_options():
     network = models.mlp((9, 8, 7, 3), sparsity=0.5, dense_layers=["fc2"], no_ablation_layers=["fc1"], dropout=0.1)
-    layers = models.linear_layers(network)
+    layers = models.weight_layers(network)
     assert [layer.is_sparse for layer in layers.values()] == [True, False, True]
     assert [layer.ablate for layer in layers.values()] == [False, True, True]
     assert list(network.children()) == [

@@ -253,7 +253,7 @@ def test_a_run_can_be_written_to_the_current_folder_or_a_link(tmp_path, monkeypa
 
 def test_static_runs_hold_no_index_they_do_not_need(tmp_path):
     run = train_run(make_config(SMALL, {"method": "static", "hidden": [16, 16]}), tmp_path / "run", progress=False)
-    layers = models.linear_layers(run.model)
+    layers = models.weight_layers(run.model)
     assert "transposed" not in vars(layers["fc1"].matrix.plan)
     assert "transposed" in vars(layers["fc2"].matrix.plan)
 

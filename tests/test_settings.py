@@ -34,6 +34,7 @@ CASES = {
     "method": ("rigl", {}),
     "sparsity": (0.6, {}),
     "distribution": ("uniform", {}),
+    "first_layer_dense": (True, {}),
     "dense_layers": (("fc1",), {}),
     "no_ablation_layers": (("fc1", "fc2"), ABLATING),
     "gamma_sal": (0.95, {}),
@@ -99,7 +100,7 @@ def own_data(tmp_path_factory):
 def outcome(run) -> dict[str, np.ndarray]:
     """All that training changed: values of the parameters and places of the weights."""
     values = {name: parameter.values for name, parameter in run.model.named_parameters().items()}
-    masks = {f"{name}.mask": layer.matrix.mask() for name, layer in models.linear_layers(run.model).items()}
+    masks = {f"{name}.mask": layer.matrix.mask() for name, layer in models.weight_layers(run.model).items()}
     return values | masks
 
 

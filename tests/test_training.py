@@ -109,7 +109,7 @@ def test_update_uses_the_stepped_weight_and_the_gradient_of_the_masked_weight():
             return super().update(weight, mask, grad, drop_fraction, **options)
 
     model = models.mlp((12, 9, 4), sparsity=0.6, dtype=np.float64, rng=3)
-    fc1, fc2 = models.linear_layers(model).values()
+    fc1, fc2 = models.weight_layers(model).values()
     w1, m1, w2 = fc1.matrix.to_dense(), fc1.matrix.mask(), fc2.matrix.to_dense()
     rate, decay = 0.3, 0.01
     trainer = Trainer(
@@ -150,13 +150,13 @@ def test_stored_sparse_training_equals_masked_dense_training(method, make_optimi
     }
     log = UpdateLog()
     trainer = build(method, callbacks=[log], **options)
-    weights = {n: layer.matrix.to_dense() for n, layer in models.linear_layers(trainer.model).items()}
-    masks = {n: layer.matrix.mask() for n, layer in models.linear_layers(trainer.model).items()}
+    weights = {n: layer.matrix.to_dense() for n, layer in models.weight_layers(trainer.model).items()}
+    masks = {n: layer.matrix.mask() for n, layer in models.weight_layers(trainer.model).items()}
     sparse_history = trainer.fit(data)
 
     losses = _masked_training(data, weights, masks, log.updates, trainer)
     assert sparse_history.column("train_loss") == pytest.approx(losses, rel=1e-9)
-    for name, layer in models.linear_layers(trainer.model).items():
+    for name, layer in models.weight_layers(trainer.model).items():
         np.testing.assert_allclose(layer.matrix.to_dense(), weights[name] * masks[name], atol=1e-9)
     assert any(update.grown.any() for _, _, update in log.updates)
     assert method != "srigl" or any(update.ablated.any() for _, _, update in log.updates)
@@ -295,7 +295,7 @@ def test_a_network_that_diverges_in_the_last_step_is_reported():
     class Poison(Callback):
         def on_step_end(self, trainer):
             if trainer.step == 12:
-                models.linear_layers(trainer.model)["fc2"].weight.values[0] = np.nan
+                models.weight_layers(trainer.model)["fc2"].weight.values[0] = np.nan
 
     trainer.callbacks.append(Poison())
     with pytest.raises(DivergedError, match=r"at step 12: a weight is not finite; .* from layer 'fc2'"):
@@ -361,7 +361,7 @@ def test_weights_held_in_training_are_small():
     n = 12 * 24 + 24 * 16 + 16 * 4
     assert held == {"storage": 4 * n, "products": 0, "gradients": 4 * n, "optimizer": 4 * n, "total": 12 * n}
     by_hand = 0
-    for layer in models.linear_layers(sparse.model).values():
+    for layer in models.weight_layers(sparse.model).values():
         by_hand += layer.matrix.held_nbytes + layer.weight.grad.nbytes + layer.weight.state["velocity"].nbytes
     assert counting.weight_bytes(sparse.model)["total"] == by_hand
 
@@ -381,9 +381,9 @@ def test_stepping_by_hand_equals_fit():
     fitted.fit(data)
     for x, y in stepped.prepare(data):
         stepped.train_step(x, y)
-    for name, layer in models.linear_layers(stepped.model).items():
+    for name, layer in models.weight_layers(stepped.model).items():
         np.testing.assert_array_equal(
-            layer.matrix.to_dense(), models.linear_layers(fitted.model)[name].matrix.to_dense()
+            layer.matrix.to_dense(), models.weight_layers(fitted.model)[name].matrix.to_dense()
         )
 
 

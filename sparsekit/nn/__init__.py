@@ -9,6 +9,7 @@ from sparsekit.nn.losses import softmax_cross_entropy
 from sparsekit.nn.module import Module
 from sparsekit.nn.normalization import BatchNorm
 from sparsekit.nn.parameter import Parameter
+from sparsekit.nn.weighted import WeightLayer
 
 __all__ = [
     "GELU",
@@ -20,6 +21,7 @@ __all__ = [
     "Parameter",
     "ReLU",
     "Sequential",
+    "WeightLayer",
     "he_normal",
     "softmax_cross_entropy",
 ]

@@ -1,5 +1,7 @@
 """Modules made of modules, and changes of shape between them."""
 
+import math
+
 import numpy as np
 
 from sparsekit.nn.activation import ReLU
@@ -41,6 +43,16 @@ class Sequential(Module):
     def children(self):
         return self.layers
 
+    def output_shape(self, input_shape):
+        for layer in self.layers.values():
+            input_shape = layer.output_shape(input_shape)
+        return input_shape
+
+    def shapes(self, input_shape, prefix=""):
+        for name, layer in self.layers.items():
+            yield from layer.shapes(input_shape, f"{prefix}.{name}" if prefix else name)
+            input_shape = layer.output_shape(input_shape)
+
 
 class Flatten(Module):
     """(channels, height, width, batch) -> (channels * height * width, batch); without a copy."""
@@ -54,3 +66,6 @@ class Flatten(Module):
 
     def backward(self, grad_output):
         return grad_output.reshape(self._shape)
+
+    def output_shape(self, input_shape):
+        return (math.prod(input_shape),)

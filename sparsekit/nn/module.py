@@ -36,6 +36,22 @@ class Module(ABC):
         grad_output : gradient of the loss with respect to the output of the last forward pass in training
         """
 
+    def output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the output for one sample of this shape, without the batch; that of the input by default.
+
+        Raises
+        ------
+        InputError
+            If the module cannot take such a sample.
+        """
+        return input_shape
+
+    def shapes(
+        self, input_shape: tuple[int, ...], prefix: str = ""
+    ) -> Iterator[tuple[str, "Module", tuple[int, ...]]]:
+        """Each innermost module within, by dotted name, and the shape of its input for a sample of this shape."""
+        yield prefix, self, input_shape
+
     def parameters(self) -> dict[str, Parameter]:
         """This module's own parameters by name."""
         return {}

@@ -14,7 +14,7 @@ from sparsekit.condensed import CondensedMatrix
 from sparsekit.csr import CSRMatrix
 from sparsekit.dense import DenseMatrix
 from sparsekit.errors import InputError
-from sparsekit.models import linear_layers
+from sparsekit.models import weight_layers
 from sparsekit.nn import Module
 from sparsekit.stored import StoredMatrix
 
@@ -44,7 +44,7 @@ def load_model(path: str | Path, model: Module) -> dict[str, np.ndarray]:
     extra = {name.removeprefix("extra."): a for name, a in arrays.items() if name.startswith("extra.")}
     own = {name: a for name, a in arrays.items() if not name.startswith("extra.")}
     try:
-        for name, layer in linear_layers(model).items():
+        for name, layer in weight_layers(model).items():
             prefix = f"{name}.weight." if name else "weight."
             parts = {part.removeprefix(prefix): own.pop(part) for part in list(own) if part.startswith(prefix)}
             matrix = _matrix_from(parts, layer.matrix)
@@ -60,7 +60,7 @@ def load_model(path: str | Path, model: Module) -> dict[str, np.ndarray]:
 
 def _model_arrays(model: Module) -> dict[str, np.ndarray]:
     arrays = dict(_other_arrays(model))
-    for name, layer in linear_layers(model).items():
+    for name, layer in weight_layers(model).items():
         matrix = layer.matrix
         parts: dict[str, np.ndarray] = {"values": matrix.values}
         if isinstance(matrix, CondensedMatrix):
@@ -73,7 +73,7 @@ def _model_arrays(model: Module) -> dict[str, np.ndarray]:
 
 def _other_arrays(model: Module) -> dict[str, np.ndarray]:
     """Parameters that are not the weights of linear layers, and buffers."""
-    weights = {id(layer.weight) for layer in linear_layers(model).values()}
+    weights = {id(layer.weight) for layer in weight_layers(model).values()}
     parameters = model.named_parameters().items()
     return {name: p.values for name, p in parameters if id(p) not in weights} | model.named_buffers()
 

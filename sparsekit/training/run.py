@@ -5,6 +5,7 @@ the figures history.png and topology.png.
 """
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from sparsekit.config import RunConfig, make_config, read_toml
 from sparsekit.data import Dataset, Standardization, load_dataset
 from sparsekit.errors import InputError
 from sparsekit.kernels.threads import thread_limit
-from sparsekit.models import linear_layers, mlp
+from sparsekit.models import mlp, weight_layers
+from sparsekit.models.building import Sparsification
 from sparsekit.nn import Sequential
 from sparsekit.optim import SGD, AdamW, LearningRate, Optimizer
 from sparsekit.topology import SET, RigL, SRigL, Static, TopologyMethod
@@ -108,9 +110,9 @@ def load_run(path: str | Path) -> Run:
         history = History.load(folder / HISTORY)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} has a damaged result.json or history.csv: {error}") from None
-    model = _build_mlp(config, int(np.prod(sample_shape)), n_classes)
+    model = build_network(config, sample_shape, n_classes)
     extra = load_model(folder / MODEL, model)
-    for layer in linear_layers(model).values():
+    for layer in weight_layers(model).values():
         layer.freeze()
     standardization = Standardization(extra["mean"], extra["std"])
     return Run(config, history, result, Classifier(model, standardization, sample_shape, np.dtype(config.dtype)))
@@ -124,7 +126,7 @@ def load_data(config: RunConfig) -> Dataset:
 
 def build_model(config: RunConfig, dataset: Dataset) -> Sequential:
     """The network that the configuration describes, for the data's features and classes."""
-    return _build_mlp(config, dataset.n_features, dataset.n_classes)
+    return build_network(config, dataset.sample_shape, dataset.n_classes)
 
 
 def build_topology(config: RunConfig) -> TopologyMethod | None:
@@ -187,29 +189,35 @@ class _FolderWriter(Callback):
         trainer.history.save(self.folder / HISTORY)
 
 
-def _build_mlp(config: RunConfig, n_features: int, n_classes: int) -> Sequential:
+def build_network(config: RunConfig, sample_shape: tuple[int, ...], n_classes: int) -> Sequential:
+    """The network that the configuration describes, for samples of this shape."""
     topology = build_topology(config)
     storage = "dense" if topology is None else "condensed" if topology.constant_fan_in else "csr"
+    sparsification: Sparsification = {
+        "storage": storage,
+        "sparsity": config.sparsity,
+        "distribution": config.distribution,
+        "first_layer_dense": config.first_layer_dense,
+        "dense_layers": config.dense_layers,
+        "no_ablation_layers": config.no_ablation_layers,
+        "backend": config.backend,
+    }
+    dtype = np.dtype(config.dtype)
     return mlp(
-        (n_features, *config.hidden, n_classes),
-        storage=storage,
-        sparsity=config.sparsity,
-        distribution=config.distribution,
-        dense_layers=config.dense_layers,
-        no_ablation_layers=config.no_ablation_layers,
+        (math.prod(sample_shape), *config.hidden, n_classes),
         activation=config.activation,
         batch_norm=config.batch_norm,
         dropout=config.dropout,
-        backend=config.backend,
-        dtype=np.dtype(config.dtype),
+        dtype=dtype,
         rng=config.seed,
+        **sparsification,
     )
 
 
 def _compile_kernels(model: Sequential, batch: int) -> float:
     """Run the products of every sparse layer once, so that epochs are timed without compilation; seconds."""
     started = time.perf_counter()
-    for layer in linear_layers(model).values():
+    for layer in weight_layers(model).values():
         if layer.is_sparse:
             n_out, n_in = layer.matrix.shape
             x, g = np.zeros((n_in, batch), layer.matrix.dtype), np.zeros((n_out, batch), layer.matrix.dtype)

@@ -16,7 +16,7 @@ from sparsekit.data import BatchLoader, Dataset, Standardization
 from sparsekit.errors import DivergedError, InputError
 from sparsekit.kernels.threads import one_blas_thread
 from sparsekit.models import sparse_layers
-from sparsekit.nn import BatchNorm, Linear, Module, Sequential, softmax_cross_entropy
+from sparsekit.nn import BatchNorm, Module, Sequential, WeightLayer, softmax_cross_entropy
 from sparsekit.optim import SGD, LearningRate, Optimizer
 from sparsekit.topology import TopologyMethod, UpdateSchedule
 from sparsekit.training.callbacks import Callback, ProgressBar
@@ -114,7 +114,7 @@ class Trainer:
         self.step += 1
         updating = self.topology if self.schedule.is_due(self.step) else None
         for layer in self.layers.values():
-            layer.keep_grad_output = updating is not None and updating.needs_grad
+            layer.keep_dense_gradient = updating is not None and updating.needs_grad
         with np.errstate(over="ignore", invalid="ignore"):  # a diverged loss is reported below, in words
             logits = self.model.forward(x, training=True)
             loss, grad_logits = softmax_cross_entropy(logits, y, self.label_smoothing)
@@ -208,7 +208,7 @@ class Trainer:
         for name, layer in self.layers.items():
             self._update_layer(topology, name, layer, x)
 
-    def _update_layer(self, topology: TopologyMethod, name: str, layer: Linear, x: np.ndarray) -> None:
+    def _update_layer(self, topology: TopologyMethod, name: str, layer: WeightLayer, x: np.ndarray) -> None:
         grad = layer.dense_gradient() if topology.needs_grad else None
         for what, array in (("gradient", grad), ("weight", layer.weight.values)):
             if array is not None and not np.isfinite(array).all():
