@@ -8,7 +8,7 @@ from data_helpers import SEEDS, X, Y, refused
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsekit.data import BatchLoader, Standardization, batches
+from sparsekit.data import BatchLoader, CropAndFlip, Standardization, batches
 
 SAMPLES = np.random.default_rng(5).integers(0, 256, (50, 3, 4, 2), dtype=np.uint8)
 TABLE = (SAMPLES.reshape(50, 24) * 1e3 + 1e5).astype(np.float32)
@@ -56,9 +56,25 @@ def test_standardization_refuses():
     )
     refused("x must have shape (n, channels", "not (50, 24)", call=lambda: fitted.transform(TABLE))
     refused("dtype must be float32 or float64, not float16", call=lambda: fitted.transform(SAMPLES, np.float16))
-    refused("x must have shape", "n > 0, not (0, 3)", call=lambda: Standardization.fit(np.zeros((0, 3))))
+    for make in (Standardization.fit, Standardization.unit):
+        refused("x must have shape", "n > 0, not (0, 3)", call=lambda make=make: make(np.zeros((0, 3))))
+        refused("x must have shape", "not (5, 4, 4)", call=lambda make=make: make(np.zeros((5, 4, 4))))
     refused("mean and std must", "not (3,) and (2,)", call=lambda: Standardization(np.zeros(3), np.ones(2)))
     refused("positive", call=lambda: Standardization(np.zeros(3), np.zeros(3)))
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 3, 2, 4)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_unit_only_divides_by_what_the_dtype_holds(shape, dtype):
+    x = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    x.flat[:2] = 0, 255
+    unit = Standardization.unit(x)
+    assert unit.mean.shape == unit.std.shape == Standardization.fit(x).mean.shape
+    scaled = unit.transform(x, dtype)
+    assert (scaled.dtype, scaled.min(), scaled.max()) == (dtype, 0, 1)
+    np.testing.assert_allclose(scaled, np.moveaxis(x, 0, -1) / 255, rtol=2e-7 if dtype == np.float32 else 3e-16)
+    floats = x.astype(np.float32) - 100
+    assert np.array_equal(Standardization.unit(floats).transform(floats, dtype), np.moveaxis(floats, 0, -1))
 
 
 AS_IT_IS = Standardization(np.zeros(2), np.ones(2))
@@ -91,6 +107,41 @@ def test_passes_differ_and_repeat_with_the_seed():
 
     assert orders() == orders()
     assert len(set(map(tuple, orders()))) == 3
+
+
+def test_the_augmentation_comes_before_the_standardization_and_leaves_the_order_alone():
+    x = SAMPLES.repeat(3, axis=2)  # 12 x 2 pixels
+    fitted = Standardization.fit(x)
+
+    def loader(**more):
+        return BatchLoader(x, np.arange(50), 20, fitted, rng=np.random.default_rng(3), **more)
+
+    change = CropAndFlip(np.random.default_rng(4), padding=1)
+    for (x_batch, labels), (plain, same_labels) in zip(
+        loader(augmentation=CropAndFlip(np.random.default_rng(4), padding=1)), loader(), strict=True
+    ):
+        assert np.array_equal(labels, same_labels)
+        assert np.array_equal(x_batch, fitted.transform(change(x[labels])))
+        assert not np.array_equal(x_batch, plain)
+
+
+def test_the_states_of_the_generators_are_all_that_the_next_pass_needs():
+    rng, changes = np.random.default_rng(3), CropAndFlip(np.random.default_rng(4), padding=1)
+    loader = BatchLoader(SAMPLES, np.arange(50), 20, Standardization.unit(SAMPLES), rng=rng, augmentation=changes)
+    assert (loader.rng, loader.augmentation) == (rng, changes)
+    list(loader)
+    states = loader.rng.bit_generator.state, changes.rng.bit_generator.state
+    second = list(loader)
+    loader.rng.bit_generator.state, changes.rng.bit_generator.state = states
+    for (x_batch, labels), (x_again, labels_again) in zip(second, loader, strict=True):
+        assert np.array_equal(labels, labels_again)
+        assert np.array_equal(x_batch, x_again)
+
+
+def test_a_table_cannot_be_cropped():
+    changes = CropAndFlip(np.random.default_rng(0))
+    loader = BatchLoader(np.zeros((9, 2)), np.zeros(9, int), 4, AS_IT_IS, augmentation=changes)
+    refused("x must have shape (n, channels, height, width)", "not (4, 2)", call=lambda: next(iter(loader)))
 
 
 @pytest.mark.parametrize(

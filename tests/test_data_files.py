@@ -8,9 +8,8 @@ import tracemalloc
 import zipfile
 
 import numpy as np
-import pooch
 import pytest
-from data_helpers import NAN, SEEDS, X, Y, refused
+from data_helpers import NAN, SEEDS, X, Y, offer, refused
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,22 +104,7 @@ FAKE_FILES = {
 def mnist(tmp_path, monkeypatch):
     """Small files in place of MNIST's; gives their local folder, the cache, and the addresses asked for."""
     contents = {file: gzip.compress(idx_bytes(array), mtime=0) for file, array in FAKE_FILES.items()}
-    sums = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
-    monkeypatch.setitem(sources.SOURCES, "mnist", sources.Source("https://example.org/", sums))
-    monkeypatch.setenv("SPARSEKIT_DATA", str(tmp_path / "local"))
-    monkeypatch.setattr(pooch, "os_cache", lambda project: tmp_path / "cache")
-    asked = []
-
-    def retrieve(url, known_hash, fname, path, progressbar):
-        asked.append(url)
-        assert known_hash == f"sha256:{sums[fname]}"
-        if "offline" in os.environ:
-            raise OSError("no route\nto host")
-        path.mkdir(parents=True, exist_ok=True)
-        (path / fname).write_bytes(contents[fname])
-
-    monkeypatch.setattr(pooch, "retrieve", retrieve)
-    return tmp_path / "local" / "mnist", tmp_path / "cache" / "mnist", asked
+    return offer(monkeypatch, tmp_path, "mnist", contents)
 
 
 def test_files_come_from_download_then_cache_then_folder(mnist, monkeypatch):
@@ -174,7 +158,7 @@ def test_digits_are_split_in_one_fixed_way():
     assert np.abs(np.bincount(digits.y_test) - 36).max() <= 1
     split = hashlib.sha256(digits.x_test.tobytes() + digits.y_test.tobytes()).hexdigest()
     assert split.startswith("7a172dcf76ac37d8")  # a change would make accuracies incomparable with earlier ones
-    assert DATASETS == ("digits", "mnist", "fashion-mnist")
+    assert DATASETS == ("digits", "mnist", "fashion-mnist", "cifar10", "cifar10-subset")
     refused("validation", "[0, 1)", "not 1", call=lambda: load_dataset("digits", validation=1))
     one, two = (load_dataset("digits", validation=0.1, rng=np.random.default_rng(s)) for s in (1, 2))
     assert len(one.x_validation) == 144
@@ -187,11 +171,12 @@ def test_digits_are_split_in_one_fixed_way():
         ("fashion_mnsit", " (did you mean 'fashion-mnist'?)"),
         ("Digits", " (did you mean 'digits'?)"),
         ("MNIST", " (did you mean 'mnist'?)"),
-        ("cifar10", ""),
+        ("CIFAR-10", " (did you mean 'cifar10'?)"),
+        ("imagenet", ""),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(name, hint):
-    allowed = "one of digits, mnist, fashion-mnist or a path ending in .npz"
+    allowed = "one of digits, mnist, fashion-mnist, cifar10, cifar10-subset or a path ending in .npz"
     with pytest.raises(InputError) as caught:
         load_dataset(name)
     assert str(caught.value) == f"dataset must be {allowed}, not {name!r}{hint}"

@@ -5,6 +5,7 @@ Arrays are samples first here, ``(n, *sample_shape)``, as scikit-learn and PyTor
 layout inside the network.
 """
 
+from sparsekit.data.augmentation import CropAndFlip
 from sparsekit.data.batches import BatchLoader, Standardization
 from sparsekit.data.dataset import Dataset, as_samples
 from sparsekit.data.idx import read_idx
@@ -15,6 +16,7 @@ from sparsekit.data.splits import stratified_split
 __all__ = [
     "DATASETS",
     "BatchLoader",
+    "CropAndFlip",
     "Dataset",
     "Standardization",
     "as_samples",

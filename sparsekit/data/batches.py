@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from sparsekit.checks import require_integer, require_rng
+from sparsekit.data.augmentation import CropAndFlip
 from sparsekit.errors import InputError
 
 _TABLE = "(n, features)"
@@ -17,7 +18,7 @@ _CHUNK_VALUES = 1 << 20  # values converted to float64 at a time, 8 MiB
 
 @dataclass(frozen=True, eq=False)
 class Standardization:
-    """The map x -> (x - mean) / std with the statistics of a training set.
+    """The map x -> (x - mean) / std, with the statistics of a training set (`fit`) or fixed (`unit`).
 
     Parameters
     ----------
@@ -58,8 +59,7 @@ class Standardization:
         InputError
             If `x` has another shape or no sample.
         """
-        if x.ndim not in (2, 4) or len(x) == 0:
-            raise InputError(f"x must have shape {_TABLE} or {_IMAGES} with n > 0, not {x.shape}")
+        _require_samples(x)
         axes = (0, *range(2, x.ndim))
         n_values = x.size // x.shape[1]
         mean = sum(part.sum(axis=axes, keepdims=True) for part in _float64_chunks(x)) / n_values
@@ -70,6 +70,26 @@ class Standardization:
         constant = x.min(axis=axes, keepdims=True) == x.max(axis=axes, keepdims=True)
         std[constant | (std < np.finfo(np.float32).tiny)] = 1.0
         return cls(mean[0], std[0])
+
+    @classmethod
+    def unit(cls, x: np.ndarray) -> "Standardization":
+        """Scale by what the dtype can hold: mean 0, std 255 for uint8 and 1 for any other dtype.
+
+        uint8 becomes [0, 1] for values that use all of [0, 255], as images do (those of the digits data set,
+        0 to 16, do not), without centring. Floats stay as they are. torchvision's ``ToTensor`` does the same.
+
+        Parameters
+        ----------
+        x : array (n, features) or (n, channels, height, width), n > 0; only its shape and dtype matter
+
+        Raises
+        ------
+        InputError
+            If `x` has another shape or no sample.
+        """
+        _require_samples(x)
+        shape = (x.shape[1], *(1,) * (x.ndim - 2))
+        return cls(np.zeros(shape), np.full(shape, 255.0 if x.dtype == np.uint8 else 1.0))
 
     def transform(self, x: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
         """Standardise samples and turn them to feature-major.
@@ -116,6 +136,13 @@ class BatchLoader:
     dtype : float32 or float64
     rng : each pass takes one fresh permutation from it, at its first batch; None: the order of `x`
     drop_last : whether to leave an incomplete last batch out
+    augmentation : what the samples of each batch go through before they are standardised, if anything. Its
+        random numbers come from a source of its own, so that the order of the samples is the same without it.
+
+    Attributes
+    ----------
+    rng, augmentation : as they were given. The state of ``rng`` and of ``augmentation.rng`` between two passes
+        is all that the following passes depend on, apart from the arguments.
 
     Raises
     ------
@@ -133,6 +160,7 @@ class BatchLoader:
         dtype: DTypeLike = np.float32,
         rng: np.random.Generator | None = None,
         drop_last: bool = False,
+        augmentation: CropAndFlip | None = None,
     ) -> None:
         if len(x) == 0 or np.shape(y) != (len(x),):
             expected = "x and y must have shapes (n, *sample_shape) and (n,) with n > 0"
@@ -143,19 +171,28 @@ class BatchLoader:
             raise InputError(f"batch_size must be at most {len(x)}, the samples, with drop_last, not {batch_size}")
         self._standardization = standardization
         self._dtype = _float_dtype(dtype)
-        self._rng = None if rng is None else require_rng("rng", rng)
+        self.rng = None if rng is None else require_rng("rng", rng)
         self._drop_last = drop_last
+        self.augmentation = augmentation
 
     def __len__(self) -> int:
         n_batches = len(self._x) / self._batch_size
         return math.floor(n_batches) if self._drop_last else math.ceil(n_batches)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        order = None if self._rng is None else self._rng.permutation(len(self._x))
+        order = None if self.rng is None else self.rng.permutation(len(self._x))
         for start in range(0, len(self) * self._batch_size, self._batch_size):
             batch = slice(start, start + self._batch_size)
             samples = batch if order is None else order[batch]
-            yield self._standardization.transform(self._x[samples], self._dtype), self._y[samples]
+            x_batch = self._x[samples]
+            if self.augmentation is not None:
+                x_batch = self.augmentation(x_batch)
+            yield self._standardization.transform(x_batch, self._dtype), self._y[samples]
+
+
+def _require_samples(x: np.ndarray) -> None:
+    if x.ndim not in (2, 4) or len(x) == 0:
+        raise InputError(f"x must have shape {_TABLE} or {_IMAGES} with n > 0, not {x.shape}")
 
 
 def _float_dtype(dtype: DTypeLike) -> np.dtype:

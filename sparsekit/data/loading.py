@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from sparsekit.checks import nearest
+from sparsekit.data.cifar import read_cifar10, read_cifar10_subset
 from sparsekit.data.dataset import Dataset
 from sparsekit.data.idx import read_idx
 from sparsekit.data.npz import read_npz
@@ -13,7 +14,7 @@ from sparsekit.data.sources import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN
 from sparsekit.data.splits import stratified_split
 from sparsekit.errors import InputError
 
-DATASETS = ("digits", "mnist", "fashion-mnist")
+DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar10-subset")
 
 _DIGIT_NAMES = tuple("0123456789")
 _FASHION_NAMES = (
@@ -47,6 +48,10 @@ def load_dataset(
         * ``"mnist"``, ``"fashion-mnist"``: 60000 + 10000 images (1, 28, 28) uint8, from the folder that the
           environment variable SPARSEKIT_DATA names, the user's cache, or the network (see
           `sparsekit.data.sources`).
+        * ``"cifar10"``: 50000 + 10000 images (3, 32, 32) uint8, from the same places (see
+          `sparsekit.data.cifar.read_cifar10`).
+        * ``"cifar10-subset"``: the first 20000 training images and all 10000 test images of it, only from the
+          folder that SPARSEKIT_DATA names. Accuracies published for CIFAR-10 use all training images.
         * a path that ends in ``.npz`` (see `sparsekit.data.npz.read_npz`).
     validation : in [0, 1), part of the training set to move to the validation set (`Dataset.with_validation`)
     rng : random source of the validation set; ``numpy.random.default_rng(0)`` if None
@@ -65,6 +70,10 @@ def load_dataset(
         dataset = _load_idx(name, _DIGIT_NAMES)
     elif name == "fashion-mnist":
         dataset = _load_idx(name, _FASHION_NAMES)
+    elif name == "cifar10":
+        dataset = read_cifar10()
+    elif name == "cifar10-subset":
+        dataset = read_cifar10_subset()
     else:
         names = ", ".join(DATASETS)
         hint = nearest(name, DATASETS)

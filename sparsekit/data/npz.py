@@ -1,6 +1,7 @@
 """A user's own data set in one .npz file."""
 
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -42,21 +43,22 @@ def read_npz(path: str | Path) -> Dataset:
         numbers from 0 on, or a class has no training sample. The message starts with the path.
     """
     path = Path(path)
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path, _KEYS)
     try:
         return _build(path.stem, arrays)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
+    """Those of the arrays `keys` that an .npz file has; a file that is damaged or needs pickle is refused."""
     try:
         with path.open("rb") as stream:
             is_zip = zipfile.is_zipfile(stream)
             stream.seek(0)
             # NumPy would take what is no zip for a pickle, and say so.
             archive = np.load(stream, allow_pickle=False) if is_zip else {}
-            arrays = {key: archive[key] for key in _KEYS if key in archive}
+            arrays = {key: archive[key] for key in keys if key in archive}
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # NumPy, zipfile and the decompressors raise a dozen kinds for damaged bytes
