@@ -12,6 +12,8 @@ import numpy as np
 
 from sparsekit.errors import InputError
 
+Pair = tuple[int, int]  # vertical, horizontal
+
 
 def require_fraction(name: str, value: float, *, low_open: bool = False, high_open: bool = False) -> float:
     """Return `value` as a float if it lies between 0 and 1 (ends excluded where `*_open`)."""
@@ -42,6 +44,16 @@ def require_integer(name: str, value: int | None, low: int, high: int | None = N
     if number is None or number < low or (high is not None and number > high):
         raise InputError(f"{name} must be {allowed}, not {repr(value) if number is None else number}")
     return number
+
+
+def require_pair(name: str, value: int | tuple[int, int], low: int) -> Pair:
+    """One integer of at least `low` for both directions, or (vertical, horizontal), as a pair."""
+    if isinstance(value, tuple | list):
+        if len(value) != 2:
+            raise InputError(f"{name} must be an integer or (vertical, horizontal), not {tuple(value)}")
+        return require_integer(name, value[0], low), require_integer(name, value[1], low)
+    number = require_integer(name, value, low)
+    return number, number
 
 
 def require_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:

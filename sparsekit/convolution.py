@@ -1,24 +1,33 @@
-"""Two-dimensional convolution with a stored-sparse weight."""
+"""Two-dimensional convolution with a stored weight: two ways to compute it."""
 
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
-from sparsekit.checks import require_integer
+from sparsekit.checks import Pair, require_integer, require_pair
 from sparsekit.errors import InputError
 from sparsekit.kernels.memory import aligned_empty
 from sparsekit.kernels.transpose import index_dtype
-from sparsekit.stored import SparseMatrix, real_array, require_output
+from sparsekit.stored import SparseMatrix, StoredMatrix, real_array, require_output
 
-Pair = tuple[int, int]
+if TYPE_CHECKING:
+    from sparsekit.kernels.conv import Affine
+
+_BAND = 4 << 20  # bytes of patches at a time: they stay in the cache
 
 
-class Convolution:
-    """Cross-correlation of images with a stored-sparse weight, and its gradients.
+class ImageProducts(ABC):
+    """Cross-correlation of images with a stored weight, and its gradients; a subclass says how.
 
         y[o, h, w, n] = sum over stored (c, i, j) of weight[o, c, i, j] * x[c, h * stride + i - padding, ..., n]
 
-    where x is zero outside the image. Only stored weights are touched, in the gradients too; no im2col.
+    where x is zero outside the image. Only stored weights are touched, in the gradients too.
 
     Images are feature-major: (channels, height, width, batch). Where a copy makes an operand right it is copied:
     other real dtypes are converted to the dtype of the weights, strided and read-only arrays become contiguous
@@ -26,8 +35,8 @@ class Convolution:
 
     Parameters
     ----------
-    matrix : condensed or CSR weight (out_channels, in_channels * kernel height * kernel width), columns in C order
-        of (in_channels, kernel height, kernel width); its values may change in place, its topology does not
+    matrix : weight (out_channels, in_channels * kernel height * kernel width), columns in C order of
+        (in_channels, kernel height, kernel width); its values may change in place, its topology does not
     in_channels : channels of the input
     kernel_size, stride, padding : one integer, or (vertical, horizontal)
 
@@ -39,19 +48,17 @@ class Convolution:
 
     def __init__(
         self,
-        matrix: SparseMatrix,
+        matrix: StoredMatrix,
         in_channels: int,
         kernel_size: int | Pair,
         stride: int | Pair = 1,
         padding: int | Pair = 0,
     ) -> None:
-        if not isinstance(matrix, SparseMatrix):
-            raise InputError(f"matrix must be a CondensedMatrix or CSRMatrix, not {type(matrix).__name__}")
         self.matrix = matrix
         self.in_channels = require_integer("in_channels", in_channels, 1)
-        self.kernel_size = _pair("kernel_size", kernel_size, 1)
-        self.stride = _pair("stride", stride, 1)
-        self.padding = _pair("padding", padding, 0)
+        self.kernel_size = require_pair("kernel_size", kernel_size, 1)
+        self.stride = require_pair("stride", stride, 1)
+        self.padding = require_pair("padding", padding, 0)
         columns = self.in_channels * self.kernel_size[0] * self.kernel_size[1]
         if matrix.shape[1] != columns:
             expected = f"in_channels * kernel height * kernel width = {columns}"
@@ -83,33 +90,46 @@ class Convolution:
         )
         return vertical, horizontal
 
-    def forward(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """The convolution of x.
+    def forward(
+        self,
+        x: np.ndarray,
+        out: np.ndarray | None = None,
+        *,
+        before: Affine | None = None,
+        bias: np.ndarray | None = None,
+        relu: bool = False,
+    ) -> np.ndarray:
+        """The convolution of x; what stands before and behind it in a network may be done in the same pass.
 
         Parameters
         ----------
         x : (in_channels, height, width, batch)
         out : C-contiguous (out_channels, out height, out width, batch) of the matrix's dtype, overwritten; a new
             array if None
+        before : scale and shift, (in_channels,) each: the convolution is of relu(scale * x + shift) instead of x;
+            the padding stays zero
+        bias : (out_channels,) or (out_channels, 1), added to each pixel; None for none
+        relu : whether negative results become zero
 
         Returns
         -------
-        (out_channels, out height, out width, batch); channels of ablated neurons are zero.
+        (out_channels, out height, out width, batch); channels of ablated neurons are zero before the bias.
         """
-        from sparsekit.kernels.conv import correlate
-
         x = self._images("x", x, self.in_channels)
         size = self.output_size(*x.shape[1:3])
         shape = (self.out_channels, *size, x.shape[3])
+        before = self._affine(before)
+        if bias is not None:
+            bias = self._vector("bias", bias, self.out_channels)
         if out is None:
             out = aligned_empty(shape, self.matrix.dtype)
         else:
             out = require_output(out, shape, self.matrix.dtype, x=x, values=self.matrix.values)
-        correlate(self.matrix.kernel_values.reshape(-1), self._forward_taps, self._forward_window(size), x, out)
+        self._forward(x, out, before, bias, relu)
         return out
 
     def input_gradient(self, g: np.ndarray, input_size: Pair) -> np.ndarray:
-        """The gradient of the loss with respect to the input.
+        """The gradient of the loss with respect to the input (behind `before`).
 
         Parameters
         ----------
@@ -120,45 +140,41 @@ class Convolution:
         -------
         (in_channels, height, width, batch)
         """
-        from sparsekit.kernels.conv import correlate
-
-        input_size = _pair("input_size", input_size, 1)
+        input_size = require_pair("input_size", input_size, 1)
         g = self._images("g", g, self.out_channels, self.output_size(*input_size))
         out = aligned_empty((self.in_channels, *input_size, g.shape[3]), self.matrix.dtype)
-        values = self.matrix.kernel_values.reshape(-1)
-        for start in np.ndindex(*(min(pair) for pair in zip(self.stride, input_size, strict=True))):
-            taps = self._gradient_taps[start]
-            correlate(values[taps.positions], taps, self._gradient_window(start, input_size), g, out)
+        self._input_gradient(g, out)
         return out
 
-    def weight_gradient(self, g: np.ndarray, x: np.ndarray) -> np.ndarray:
+    def weight_gradient(self, g: np.ndarray, x: np.ndarray, *, before: Affine | None = None) -> np.ndarray:
         """The gradient of the loss with respect to the stored weights.
 
         Parameters
         ----------
         g : (out_channels, out height, out width, batch), gradient with respect to the output
         x : (in_channels, height, width, batch), the input
+        before : as in :meth:`forward`
 
         Returns
         -------
         array shaped like the values of the matrix
         """
-        from sparsekit.kernels.conv import weight_gradient
-
         x = self._images("x", x, self.in_channels)
-        size = self.output_size(*x.shape[1:3])
-        g = self._images("g", g, self.out_channels, size)
+        g = self._images("g", g, self.out_channels, self.output_size(*x.shape[1:3]))
         if g.shape[3] != x.shape[3]:
             raise InputError(f"g and x must have the same batch, not {g.shape[3]} and {x.shape[3]}")
-        out = np.empty_like(self.matrix.values)
-        weight_gradient(self._forward_taps, self._forward_window(size), g, x, out.reshape(-1))
-        return out
+        return self._weight_gradient(g, x, self._affine(before))
 
-    def __repr__(self) -> str:
-        kernel, stride, padding = (
-            "x".join(map(str, pair)) for pair in (self.kernel_size, self.stride, self.padding)
-        )
-        return f"Convolution({self.matrix!r}, kernel {kernel}, stride {stride}, padding {padding})"
+    @abstractmethod
+    def _forward(
+        self, x: np.ndarray, out: np.ndarray, before: Affine | None, bias: np.ndarray | None, relu: bool
+    ) -> None: ...
+
+    @abstractmethod
+    def _input_gradient(self, g: np.ndarray, out: np.ndarray) -> None: ...
+
+    @abstractmethod
+    def _weight_gradient(self, g: np.ndarray, x: np.ndarray, before: Affine | None) -> np.ndarray: ...
 
     def _images(self, name: str, images: np.ndarray, channels: int, size: Pair | None = None) -> np.ndarray:
         images = real_array(name, images, self.matrix.dtype)
@@ -167,6 +183,68 @@ class Convolution:
             expected = "height, width" if size is None else f"{size[0]}, {size[1]}"
             raise InputError(f"{name} must have shape ({channels}, {expected}, batch), not {images.shape}")
         return images
+
+    def _affine(self, before: Affine | None) -> Affine | None:
+        if before is None:
+            return None
+        from sparsekit.kernels.conv import Affine
+
+        return Affine(*(self._vector(f"before[{k}]", before[k], self.in_channels) for k in (0, 1)))
+
+    def _vector(self, name: str, vector: np.ndarray, length: int) -> np.ndarray:
+        vector = real_array(name, vector, self.matrix.dtype)
+        if vector.shape not in ((length,), (length, 1)):
+            raise InputError(f"{name} must have shape ({length},) or ({length}, 1), not {vector.shape}")
+        return vector.reshape(length)
+
+    def __repr__(self) -> str:
+        kernel, stride, padding = (
+            "x".join(map(str, pair)) for pair in (self.kernel_size, self.stride, self.padding)
+        )
+        return f"{type(self).__name__}({self.matrix!r}, kernel {kernel}, stride {stride}, padding {padding})"
+
+
+class Convolution(ImageProducts):
+    """Convolution with a condensed or CSR weight on the kernels of :mod:`sparsekit.kernels.conv`, without im2col.
+
+    Parameters are those of :class:`ImageProducts`.
+    """
+
+    matrix: SparseMatrix
+
+    def __init__(
+        self,
+        matrix: SparseMatrix,
+        in_channels: int,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair = 0,
+    ) -> None:
+        if not isinstance(matrix, SparseMatrix):
+            raise InputError(f"matrix must be a CondensedMatrix or CSRMatrix, not {type(matrix).__name__}")
+        super().__init__(matrix, in_channels, kernel_size, stride, padding)
+
+    def _forward(self, x, out, before, bias, relu):
+        from sparsekit.kernels.conv import correlate
+
+        values, window = self.matrix.kernel_values.reshape(-1), self._forward_window(out.shape[1:3])
+        correlate(values, self._forward_taps, window, x, out, before=before, bias=bias, relu=relu)
+
+    def _input_gradient(self, g, out):
+        from sparsekit.kernels.conv import correlate
+
+        values = self.matrix.kernel_values.reshape(-1)
+        for start in np.ndindex(*(min(pair) for pair in zip(self.stride, out.shape[1:3], strict=True))):
+            taps = self._gradient_taps[start]
+            correlate(values[taps.positions], taps, self._gradient_window(start, out.shape[1:3]), g, out)
+
+    def _weight_gradient(self, g, x, before):
+        from sparsekit.kernels.conv import weight_gradient
+
+        out = np.empty_like(self.matrix.values)
+        window = self._forward_window(g.shape[1:3])
+        weight_gradient(self._forward_taps, window, g, x, out.reshape(-1), before=before)
+        return out
 
     def _forward_window(self, size: Pair):
         from sparsekit.kernels.conv import Window
@@ -225,6 +303,94 @@ class Convolution:
         return taps
 
 
+class Im2colConvolution(ImageProducts):
+    """Convolution as a product of matrices: the patch around each output pixel becomes a column.
+
+    For dense weights, which BLAS multiplies, and for the backends that have no convolution of their own. A few
+    rows of the output are computed at a time, so that their columns stay in the cache.
+
+    Parameters
+    ----------
+    matrix : weight in any storage
+    backend : which kernels multiply a sparse weight
+
+    The others are those of :class:`ImageProducts`.
+    """
+
+    def __init__(
+        self,
+        matrix: StoredMatrix,
+        in_channels: int,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair = 0,
+        backend: str = "cpu",
+    ) -> None:
+        super().__init__(matrix, in_channels, kernel_size, stride, padding)
+        self.backend = backend
+
+    def _forward(self, x, out, before, bias, relu):
+        for rows, patches in self._bands(x, out.shape[1:3], before):
+            y = self.matrix.matmul(patches, self.backend, bias=bias, relu=relu)
+            out[:, rows] = y.reshape(self.out_channels, -1, *out.shape[2:])
+
+    def _input_gradient(self, g, out):
+        (height, width), (top, left) = out.shape[1:3], self.padding
+        padded = np.zeros((self.in_channels, height + 2 * top, width + 2 * left, g.shape[3]), out.dtype)
+        for rows in self._row_bands(g.shape[1:3], g.shape[3]):
+            patches = self.matrix.rmatmul(g[:, rows].reshape(self.out_channels, -1), self.backend)
+            windows = self._windows(padded[:, self._rows_seen(rows)], g.shape[2])
+            patches = patches.reshape(windows.shape)
+            for i, j in np.ndindex(*self.kernel_size):  # windows overlap where i or j differ, not for one (i, j)
+                windows[:, i, j] += patches[:, i, j]
+        out[...] = padded[:, top : top + height, left : left + width]
+
+    def _weight_gradient(self, g, x, before):
+        total = np.zeros_like(self.matrix.values)
+        for rows, patches in self._bands(x, g.shape[1:3], before):
+            total += self.matrix.sampled_outer(g[:, rows].reshape(self.out_channels, -1), patches, self.backend)
+        return total
+
+    def _bands(self, x: np.ndarray, size: Pair, before: Affine | None) -> Iterator[tuple[slice, np.ndarray]]:
+        """Rows of the output and the patches that they see, (in_channels * kernel, rows * width * batch)."""
+        for rows in self._row_bands(size, x.shape[3]):
+            windows = self._windows(self._padded_rows(x, self._rows_seen(rows), before), size[1])
+            patches = aligned_empty(windows.shape, x.dtype)
+            patches[...] = windows
+            yield rows, patches.reshape(self.matrix.shape[1], -1)
+
+    def _row_bands(self, size: Pair, batch: int) -> Iterator[slice]:
+        row_bytes = self.matrix.shape[1] * size[1] * batch * self.matrix.values.itemsize
+        rows = max(1, _BAND // max(1, row_bytes))
+        for first in range(0, size[0], rows):
+            yield slice(first, min(first + rows, size[0]))
+
+    def _rows_seen(self, rows: slice) -> slice:
+        """Rows of the padded input that rows of the output see."""
+        stride, kernel = self.stride[0], self.kernel_size[0]
+        return slice(rows.start * stride, (rows.stop - 1) * stride + kernel)
+
+    def _padded_rows(self, x: np.ndarray, rows: slice, before: Affine | None) -> np.ndarray:
+        """Some rows of the padded input, behind what happens to it before."""
+        channels, height, width, batch = x.shape
+        top, left = self.padding
+        band = np.zeros((channels, rows.stop - rows.start, width + 2 * left, batch), x.dtype)
+        first, last = max(0, rows.start - top), min(height, rows.stop - top)
+        if first < last:
+            part = x[:, first:last]
+            if before is not None:
+                scale, shift = (vector[:, np.newaxis, np.newaxis, np.newaxis] for vector in before)
+                part = np.maximum(part * scale + shift, 0)
+            band[:, first + top - rows.start : last + top - rows.start, left : left + width] = part
+        return band
+
+    def _windows(self, band: np.ndarray, width: int) -> np.ndarray:
+        """(in_channels, kernel height, kernel width, rows, width, batch), a view of rows of the padded images."""
+        kernel, stride = self.kernel_size, self.stride
+        windows = sliding_window_view(band, kernel, axis=(1, 2), writeable=True)[:, :: stride[0], :: stride[1]]
+        return windows[:, :, :width].transpose(0, 4, 5, 1, 2, 3)
+
+
 def _taps_of_class(start: int, kernel: int, stride: int, padding: int) -> range:
     """The taps by which input pixels start, start + stride, ... reach an output pixel."""
     return range((start + padding) % stride, kernel, stride)
@@ -241,13 +407,3 @@ def _taps(indptr, channels, rows, columns, positions):
 def _two(values: list[int]) -> Pair:
     vertical, horizontal = values
     return vertical, horizontal
-
-
-def _pair(name: str, value: int | Pair, low: int) -> Pair:
-    """One integer for both directions, or (vertical, horizontal)."""
-    if isinstance(value, tuple | list):
-        if len(value) != 2:
-            raise InputError(f"{name} must be an integer or (vertical, horizontal), not {tuple(value)}")
-        return require_integer(name, value[0], low), require_integer(name, value[1], low)
-    number = require_integer(name, value, low)
-    return number, number

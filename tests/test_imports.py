@@ -23,7 +23,7 @@ ALLOWED = {
     "condensed": {"masks", "kernels", "stored", "csr"},
     "dense": {"masks", "kernels", "stored"},
     "convolution": {"kernels", "stored"},
-    "nn": {"stored", "kernels"},
+    "nn": {"stored", "kernels", "convolution", "dense"},
     "optim": {"nn"},
     "data": set(),
     "models": {"nn", "distributions", "masks", "stored", "csr", "condensed", "dense"},

@@ -141,7 +141,7 @@ def test_batch_norm_backward(rng):
     layer = BatchNorm(4, np.float64)
     layer.weight.values[...] = rng.standard_normal((4, 1))
     check_module(layer, rng.standard_normal((4, 6)), rng, tolerance=1e-6)
-    with pytest.raises(InputError, match="batch of at least 2 for BatchNorm in training, not 1"):
+    with pytest.raises(InputError, match="at least 2 values a feature for BatchNorm in training, not 1"):
         layer.forward(np.ones((4, 1)), training=True)
 
 

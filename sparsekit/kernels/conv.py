@@ -15,6 +15,10 @@ output. With a stride each class of input pixels, by row and column modulo the s
 the weights: no zeros are inserted into the gradient. The weight gradient multiplies strips of the gradient with
 shifted strips of the input.
 
+Before a convolution there is mostly a normalisation and a ReLU, and behind it a bias and a ReLU. The first two
+are applied to the rows as they are copied, so that the normalised images are never written to memory; the others
+to the sums before they are.
+
 Each task writes pixels of its own; weight gradients are summed in several parts of memory, and these are added
 in a fixed order: the same bits for any number of threads. Nothing is checked here, see
 :class:`sparsekit.convolution.Convolution`.
@@ -27,6 +31,7 @@ import numpy as np
 
 from sparsekit.kernels.compiled import compiled, run
 from sparsekit.kernels.cpu import aligned_scratch
+from sparsekit.kernels.rectify import rectify, rectify_scaled
 from sparsekit.kernels.simd import VECTOR_BYTES, copy_rows, lanes, row_products, weighted_rows
 from sparsekit.kernels.transpose import read_only
 
@@ -88,11 +93,20 @@ class Window(NamedTuple):
     step: tuple[int, int]
 
 
-def correlate(values, taps: Taps, window: Window, x, out):
+class Affine(NamedTuple):
+    """Stands for relu(scale * x + shift), channel by channel, where x is handed in."""
+
+    scale: np.ndarray
+    shift: np.ndarray
+
+
+def correlate(values, taps: Taps, window: Window, x, out, *, before: Affine | None = None, bias=None, relu=False):
     """Write the class of pixels of `out` (n_rows, height, width, batch) that `window` describes.
 
     values : (nnz,), in the order of the taps
     x : (n_channels, height, width, batch)
+    before : what happens to x first, (n_channels,) each; None for nothing
+    bias, relu : (n_rows,), added to the sums, or None; and whether negative ones become zero then
     """
     vector = VECTOR_BYTES // x.itemsize
     batch = x.shape[3]
@@ -101,13 +115,18 @@ def correlate(values, taps: Taps, window: Window, x, out):
     phase_width = columns + (window.kernel[1] - 1) // window.stride[1]
     offsets, starts = taps.strips(len(x), window.stride[1], phase_width, _channel_block(window, x))
     work = values.size * window.size[0] * window.size[1] * batch
-    run(_correlate, work, values, offsets, starts, *window, samples, columns, rows, phase_width, x, out)
+    tiling = samples, columns, rows, phase_width
+    run(
+        _correlate, work, values, offsets, starts, *window, *tiling, *_affine(before, x), x,
+        _nothing(x) if bias is None else bias, relu, out,
+    )  # fmt: skip
 
 
-def weight_gradient(taps: Taps, window: Window, g, x, out):
+def weight_gradient(taps: Taps, window: Window, g, x, out, *, before: Affine | None = None):
     """out[s] = sum over pixels and samples of g times what slot s reads; taps in the weights' own order.
 
     g : (n_rows, *window.size, batch)
+    before : what happens to x first, as in :func:`correlate`
     """
     samples = VECTOR_BYTES // x.itemsize
     columns, rows = _bands(window, x, samples)
@@ -116,8 +135,18 @@ def weight_gradient(taps: Taps, window: Window, g, x, out):
     n_tasks = -(-x.shape[3] // samples) * -(-window.size[1] // columns) * -(-window.size[0] // rows)
     sums = np.zeros((min(n_tasks, _PARTIAL_SUMS), out.size), dtype=out.dtype)
     work = out.size * window.size[0] * window.size[1] * x.shape[3]
-    run(_products, work, offsets, starts, *window[:4], columns, rows, phase_width, g, x, sums)
+    tiling = columns, rows, phase_width
+    run(_products, work, offsets, starts, *window[:4], *tiling, *_affine(before, x), g, x, sums)
     np.sum(sums, axis=0, out=out)
+
+
+def _affine(before: Affine | None, x: np.ndarray) -> Affine:
+    """What the compiled loops take: arrays of no element for nothing."""
+    return Affine(_nothing(x), _nothing(x)) if before is None else before
+
+
+def _nothing(x: np.ndarray) -> np.ndarray:
+    return np.empty(0, dtype=x.dtype)
 
 
 def _bands(window: Window, x: np.ndarray, samples: int) -> tuple[int, int]:
@@ -145,7 +174,7 @@ _products_1, _products_2, _products_4, _products_8 = (row_products(vectors) for 
 
 
 @numba.njit
-def _copy_row(x, row, first_column, phases, phase_width, first, samples, place, copied):
+def _copy_row(x, row, first_column, phases, phase_width, first, samples, place, copied, scale, shift):
     """Copy one row of a group of samples, all channels, to `copied` from `place` on; zero outside the image."""
     n_channels, height, width, batch = x.shape
     have = min(samples, batch - first)
@@ -162,6 +191,8 @@ def _copy_row(x, row, first_column, phases, phase_width, first, samples, place, 
                 source = ((c * height + row) * width + column + before * phases) * batch + first
                 copied[place:start] = 0
                 _copy_pixels(copied, start, samples, flat, source, phases * batch, n, samples, have)
+                if scale.size:
+                    rectify_scaled(copied, start, start + n * samples, scale[c], shift[c])
                 copied[start + n * samples : place + phase_width * samples] = 0
             place += phase_width * samples
 
@@ -188,8 +219,8 @@ def _tile_vectors(left):
 
 
 @numba.njit
-def _sum_strips(values, offsets, starts, copied, base, samples, strip, y):
-    """For every output channel r: y[r * strip : (r + 1) * strip] = its weighted strips of the copied rows.
+def _sum_strips(values, offsets, starts, copied, base, samples, strip, bias, y):
+    """For every output channel r: y[r * strip : (r + 1) * strip] = bias + its weighted strips of the copied rows.
 
     One part of the strip after the other, one block of input channels after the other, so that what all output
     channels read next is in the first-level cache.
@@ -197,6 +228,8 @@ def _sum_strips(values, offsets, starts, copied, base, samples, strip, y):
     width = lanes(copied)
     n_blocks, n_rows = starts.shape[0] - 1, starts.shape[1]
     y[:] = 0
+    for r in range(bias.size):
+        y[r * strip : (r + 1) * strip] = bias[r]
     c = 0
     while c < strip:
         vectors = _tile_vectors((strip - c) // width)
@@ -231,8 +264,9 @@ def _n_tasks(batch, samples, size, columns, rows):
 
 @compiled
 def _correlate(
-    values, offsets, starts, kernel, first, stride, size, origin, step, samples, columns, rows, phase_width, x, out
-):
+    values, offsets, starts, kernel, first, stride, size, origin, step, samples, columns, rows, phase_width,
+    scale, shift, x, bias, relu, out,
+):  # fmt: skip
     n_channels, batch = x.shape[0], x.shape[3]
     n_rows = starts.shape[1]
     row_size = n_channels * stride[1] * phase_width * samples
@@ -251,9 +285,12 @@ def _correlate(
             base = (a - top) * stride[0]
             while done < base + kernel[0]:
                 row, column = first[0] + top * stride[0] + done, first[1] + left * stride[1]
-                _copy_row(x, row, column, stride[1], phase_width, sample, samples, done * row_size, copied)
+                place = done * row_size
+                _copy_row(x, row, column, stride[1], phase_width, sample, samples, place, copied, scale, shift)
                 done += 1
-            _sum_strips(values, offsets, starts, copied, base * row_size, samples, strip, y)
+            _sum_strips(values, offsets, starts, copied, base * row_size, samples, strip, bias, y)
+            if relu:
+                rectify(y, 0, y.size)
             for r in range(n_rows):
                 row, column = origin[0] + a * step[0], origin[1] + left * step[1]
                 target = ((r * out.shape[1] + row) * out.shape[2] + column) * batch + sample
@@ -261,10 +298,11 @@ def _correlate(
 
 
 @compiled
-def _products(offsets, starts, kernel, first, stride, size, columns, rows, phase_width, g, x, sums):
+def _products(offsets, starts, kernel, first, stride, size, columns, rows, phase_width, scale, shift, g, x, sums):
     n_channels, batch = x.shape[0], x.shape[3]
     n_rows, samples = starts.shape[1], np.intp(lanes(x))
     zero, one = np.intp(0), np.intp(1)  # for literals Numba would compile the function once more
+    nothing = scale[:0]
     row_size = n_channels * stride[1] * phase_width * samples
     for part in numba.prange(sums.shape[0]):
         for number in range(part, _n_tasks(batch, samples, size, columns, rows), sums.shape[0]):
@@ -277,9 +315,10 @@ def _products(offsets, starts, kernel, first, stride, size, columns, rows, phase
                 base = (a - top) * stride[0]
                 while done < base + kernel[0]:
                     row, column = first[0] + top * stride[0] + done, first[1] + left * stride[1]
-                    _copy_row(x, row, column, stride[1], phase_width, sample, samples, done * row_size, copied)
+                    place = done * row_size
+                    _copy_row(x, row, column, stride[1], phase_width, sample, samples, place, copied, scale, shift)
                     done += 1
-                _copy_row(g, a, left, one, right - left, sample, samples, zero, strips)
+                _copy_row(g, a, left, one, right - left, sample, samples, zero, strips, nothing, nothing)
                 _multiply_strips(offsets, starts, strips, copied, base * row_size, samples, strip, sums[part])
 
 

@@ -33,6 +33,7 @@ import numpy as np
 from sparsekit.kernels.compiled import compiled, is_parallel, run
 from sparsekit.kernels.memory import LINE, address, aligned_empty
 from sparsekit.kernels.plan import LANES, TABLE, Lookup, Order, Plan
+from sparsekit.kernels.rectify import rectify
 from sparsekit.kernels.simd import (
     CAN_LOOK_UP,
     VECTOR_BYTES,
@@ -217,10 +218,7 @@ def _finish_row(y, start, end, bias, row, relu):
         for b in range(start, end):
             y[b] += bias[row]
     if relu:
-        zero = y.dtype.type(0)
-        for b in range(start, end):
-            value = y[b]
-            y[b] = zero if value < zero else value  # stored either way: a selection, which LLVM vectorises
+        rectify(y, start, end)
 
 
 @compiled

@@ -1,5 +1,6 @@
 """From an architecture to a network with stored-sparse weights."""
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import TypedDict
@@ -7,12 +8,12 @@ from typing import TypedDict
 import numpy as np
 
 from sparsekit import distributions, masks
-from sparsekit.checks import require_choice, require_fraction
+from sparsekit.checks import require_choice, require_fraction, require_integer
 from sparsekit.condensed import CondensedMatrix
 from sparsekit.csr import CSRMatrix
 from sparsekit.dense import DenseMatrix
-from sparsekit.nn import Dropout, Linear, Module, he_normal
-from sparsekit.nn.weighted import WeightLayer
+from sparsekit.errors import InputError
+from sparsekit.nn import Conv2d, Dropout, Linear, Module, Sequential, WeightLayer, he_normal
 from sparsekit.stored import StoredMatrix
 
 STORAGES = ("dense", "csr", "condensed")
@@ -115,14 +116,64 @@ def sparse_layers(model: Module) -> dict[str, WeightLayer]:
     return {name: layer for name, layer in weight_layers(model).items() if layer.is_sparse}
 
 
-def dense_linear(n_out: int, n_in: int, dtype: np.dtype | type) -> Linear:
+def linear_layer(n_out: int, n_in: int, dtype: np.dtype | type) -> Linear:
     """A linear layer of zeros, for :func:`sparsify` to fill."""
-    return Linear(DenseMatrix(np.zeros((n_out, n_in), dtype)))
+    return Linear(DenseMatrix(np.zeros((require_integer("n_classes", n_out, 1), n_in), dtype)))
+
+
+def conv_layer(
+    n_out: int,
+    n_in: int,
+    kernel_size: int,
+    stride: int = 1,
+    padding: int = 0,
+    *,
+    bias: bool = False,
+    dtype: np.dtype | type,
+) -> Conv2d:
+    """A convolution of zeros, for :func:`sparsify` to fill."""
+    matrix = DenseMatrix(np.zeros((n_out, n_in * kernel_size**2), dtype))
+    return Conv2d(matrix, n_in, kernel_size, stride, padding, bias=bias)
 
 
 def dropout_layer(p: float, rng: np.random.Generator) -> Dropout:
-    """A dropout layer with a random stream of its own, apart from those that a trainer spawns of the same seed."""
+    """Dropout with a random stream of its own, apart from those that a trainer spawns of the same seed."""
     return Dropout(p, np.random.default_rng(rng.integers(2**63)))
+
+
+def require_images(name: str, sample_shape: Sequence[int]) -> tuple[int, ...]:
+    """`sample_shape` as a tuple if samples of this shape are images."""
+    if len(sample_shape) != 3:
+        raise InputError(
+            f"model {name} must be given images (channels, height, width), not samples {tuple(sample_shape)}"
+        )
+    return tuple(require_integer("a size in sample_shape", size, 1) for size in sample_shape)
+
+
+def image_features(name: str, layers: dict[str, Module], sample_shape: Sequence[int]) -> int:
+    """Values that the layers make of an image.
+
+    Raises
+    ------
+    InputError
+        If the images are too small; it names the network and the layer.
+    """
+    shape = tuple(sample_shape)
+    for layer_name, layer in layers.items():
+        try:
+            shape = layer.output_shape(shape)
+        except InputError as error:
+            size = " x ".join(map(str, sample_shape[1:]))
+            raise InputError(f"images of {size} do not fit model {name}: in layer {layer_name} {error}") from None
+    return math.prod(shape)
+
+
+def sparsified(layers: dict[str, Module], rng: np.random.Generator | int, options: Sparsification) -> Sequential:
+    """The layers as a network, its weights drawn, its first layer without a gradient for the input."""
+    model = Sequential(layers)
+    sparsify(model, np.random.default_rng(rng), **options)
+    next(iter(weight_layers(model).values())).needs_grad_input = False
+    return model
 
 
 def _random_matrix(dense: StoredMatrix, budget: int, storage: str, rng: np.random.Generator) -> StoredMatrix:

@@ -7,7 +7,7 @@ import numpy as np
 
 from sparsekit.checks import require_choice, require_integer
 from sparsekit.errors import InputError
-from sparsekit.models.building import Sparsification, dense_linear, dropout_layer, sparsify, weight_layers
+from sparsekit.models.building import Sparsification, dropout_layer, linear_layer, sparsified
 from sparsekit.nn import GELU, BatchNorm, Flatten, Module, ReLU, Sequential
 
 ACTIVATIONS: dict[str, type[Module]] = {"relu": ReLU, "gelu": GELU}
@@ -45,17 +45,14 @@ def mlp(
     require_choice("activation", activation, ACTIVATIONS)
     layers: dict[str, Module] = {"flatten": Flatten()}
     for i in range(1, len(sizes)):
-        layers[f"fc{i}"] = dense_linear(sizes[i], sizes[i - 1], dtype)
+        layers[f"fc{i}"] = linear_layer(sizes[i], sizes[i - 1], dtype)
         if i < len(sizes) - 1:
             if batch_norm:
                 layers[f"bn{i}"] = BatchNorm(sizes[i], dtype)
             layers[f"{activation}{i}"] = ACTIVATIONS[activation]()
             if dropout:
                 layers[f"dropout{i}"] = dropout_layer(dropout, rng)
-    model = Sequential(layers)
-    sparsify(model, rng, **sparsification)
-    weight_layers(model)["fc1"].needs_grad_input = False
-    return model
+    return sparsified(layers, rng, sparsification)
 
 
 def _require_sizes(sizes: Sequence[int]) -> list[int]:

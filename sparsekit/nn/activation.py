@@ -23,9 +23,13 @@ class ReLU(Module):
         return y
 
     def backward(self, grad_output):
-        active = remembered(self._output) > 0
-        self._output = None
-        return np.multiply(grad_output, active, out=aligned_empty(grad_output.shape, grad_output.dtype))
+        y, self._output = remembered(self._output), None
+        return rectified_gradient(grad_output, y)
+
+
+def rectified_gradient(grad_output: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The gradient where y = max(x, 0) is positive, else 0, as a new array."""
+    return np.multiply(grad_output, y > 0, out=aligned_empty(grad_output.shape, grad_output.dtype))
 
 
 class GELU(Module):

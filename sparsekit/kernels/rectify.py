@@ -1,0 +1,34 @@
+"""ReLU and scaling within compiled loops, over parts of flat arrays. NaN stays NaN."""
+
+import numba
+
+
+@numba.njit
+def scaled(value, scale, shift):
+    """scale * value + shift, product and sum rounded one after the other wherever it is compiled into.
+
+    So a backward pass that computes it anew finds the same values positive as the forward pass.
+    """
+    return value * scale + shift
+
+
+@numba.njit
+def at_least(value, low):
+    """max(value, low) as a selection, which LLVM vectorises."""
+    return low if value < low else value
+
+
+@numba.njit
+def rectify(values, start, end):
+    """values[start:end] = max(values, 0)."""
+    zero = values.dtype.type(0)
+    for k in range(start, end):
+        values[k] = at_least(values[k], zero)
+
+
+@numba.njit
+def rectify_scaled(values, start, end, scale, shift):
+    """values[start:end] = max(scale * values + shift, 0)."""
+    zero = values.dtype.type(0)
+    for k in range(start, end):
+        values[k] = at_least(scaled(values[k], scale, shift), zero)
