@@ -336,14 +336,19 @@ class Im2colConvolution(ImageProducts):
 
     def _input_gradient(self, g, out):
         (height, width), (top, left) = out.shape[1:3], self.padding
-        padded = np.zeros((self.in_channels, height + 2 * top, width + 2 * left, g.shape[3]), out.dtype)
+        padded = out
+        if top or left:
+            shape = (self.in_channels, height + 2 * top, width + 2 * left, g.shape[3])
+            padded = aligned_empty(shape, out.dtype)
+        padded[...] = 0
         for rows in self._row_bands(g.shape[1:3], g.shape[3]):
             patches = self.matrix.rmatmul(g[:, rows].reshape(self.out_channels, -1), self.backend)
             windows = self._windows(padded[:, self._rows_seen(rows)], g.shape[2])
             patches = patches.reshape(windows.shape)
             for i, j in np.ndindex(*self.kernel_size):  # windows overlap where i or j differ, not for one (i, j)
                 windows[:, i, j] += patches[:, i, j]
-        out[...] = padded[:, top : top + height, left : left + width]
+        if padded is not out:
+            out[...] = padded[:, top : top + height, left : left + width]
 
     def _weight_gradient(self, g, x, before):
         total = np.zeros_like(self.matrix.values)
@@ -374,8 +379,11 @@ class Im2colConvolution(ImageProducts):
         """Some rows of the padded input, behind what happens to it before."""
         channels, height, width, batch = x.shape
         top, left = self.padding
-        band = np.zeros((channels, rows.stop - rows.start, width + 2 * left, batch), x.dtype)
         first, last = max(0, rows.start - top), min(height, rows.stop - top)
+        if before is None and not left and last - first == rows.stop - rows.start:
+            return x[:, first:last]
+        band = aligned_empty((channels, rows.stop - rows.start, width + 2 * left, batch), x.dtype)
+        band[...] = 0
         if first < last:
             part = x[:, first:last]
             if before is not None:

@@ -48,7 +48,7 @@ def _statistics(x, mean, var):
             total += difference
             squares += difference * difference
         mean[c] = first + total / n
-        var[c] = max(0.0, squares / n - (total / n) ** 2)
+        var[c] = at_least(squares / n - (total / n) ** 2, 0.0)  # NaN stays NaN
 
 
 @compiled

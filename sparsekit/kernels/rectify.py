@@ -3,7 +3,7 @@
 import numba
 
 
-@numba.njit
+@numba.njit(fastmath=False)  # said, because a function inherits what its caller may do
 def scaled(value, scale, shift):
     """scale * value + shift, product and sum rounded one after the other wherever it is compiled into.
 

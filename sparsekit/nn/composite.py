@@ -5,10 +5,11 @@ import math
 import numpy as np
 
 from sparsekit.errors import InputError
+from sparsekit.kernels.memory import aligned_empty
 from sparsekit.nn.activation import rectified_gradient
 from sparsekit.nn.fusion import fused
 from sparsekit.nn.module import Module, remembered
-from sparsekit.nn.normalization import BatchNorm
+from sparsekit.nn.normalization import BatchNorm, BatchNorm2d
 
 
 class Sequential(Module):
@@ -34,9 +35,12 @@ class Sequential(Module):
         *steps, last = self._steps
         for step in steps:
             x = step.forward(x, training)
-        if isinstance(last, BatchNorm):
+        if type(last) is BatchNorm or type(last) is BatchNorm2d:
             return last.forward(x, training, relu=relu, side=side)
-        y = last.forward(x, training) + side
+        y = last.forward(x, training)
+        if side.shape != y.shape:
+            raise InputError(f"branch and shortcut must give the same shape, not {y.shape} and {side.shape}")
+        y = np.add(y, side, out=aligned_empty(y.shape, y.dtype))
         return np.maximum(y, 0, out=y) if relu else y
 
     def backward(self, grad_output):
@@ -94,7 +98,9 @@ class Residual(Module):
         of_side = grad_output if self.shortcut is None else self.shortcut.backward(grad_output)
         if of_branch is None or of_side is None:
             return None
-        return of_branch + of_side
+        owned = not np.may_share_memory(of_branch, grad_output)  # it may be what the caller handed in
+        out = of_branch if owned else aligned_empty(of_branch.shape, of_branch.dtype)
+        return np.add(of_branch, of_side, out=out)
 
     def children(self):
         return self.branch.layers | ({} if self.shortcut is None else {"shortcut": self.shortcut})

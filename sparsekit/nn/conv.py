@@ -112,5 +112,5 @@ class Conv2d(WeightLayer):
         return (self.matrix.shape[0], *self.products.output_size(*input_shape[1:]))
 
     def _gradient_everywhere(self, grad_output: np.ndarray, x: np.ndarray, before: Affine | None) -> np.ndarray:
-        dense = DenseMatrix(np.empty(self.matrix.shape, self.matrix.dtype))
+        dense = DenseMatrix(np.zeros(self.matrix.shape, self.matrix.dtype))
         return Im2colConvolution(dense, *self._geometry).weight_gradient(grad_output, x, before=before)

@@ -76,4 +76,4 @@ class NormalizedConv(Module):
 
     def backward(self, grad_output: np.ndarray):
         grad = self.conv.backward(grad_output)
-        return None if grad is None else self.norm.backward(grad)
+        return None if grad is None else self.norm.backward(grad, overwrite=True)

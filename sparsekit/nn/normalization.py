@@ -11,6 +11,7 @@ from sparsekit.errors import InputError
 from sparsekit.kernels.memory import aligned_empty
 from sparsekit.nn.module import Module
 from sparsekit.nn.parameter import Parameter
+from sparsekit.stored import real_array
 
 if TYPE_CHECKING:
     from sparsekit.kernels.conv import Affine
@@ -69,9 +70,12 @@ class BatchNorm(Module):
         """
         from sparsekit.kernels import normalization
 
+        x = self._checked(x)
+        if side is not None and side.shape != x.shape:
+            raise InputError(f"side must have shape {x.shape}, not {side.shape}")
         scale, shift = self.affine(x, training, relu=relu and side is None)
         out = aligned_empty(x.shape, x.dtype)
-        rows = None if side is None else _rows(side)
+        rows = None if side is None else _rows(real_array("side", side, x.dtype))
         normalization.affine(_rows(x), scale, shift, relu, _rows(out), rows)
         return out
 
@@ -86,6 +90,9 @@ class BatchNorm(Module):
         x = self._checked(x)
         mean, var = self.running_mean[:, 0], self.running_var[:, 0]
         if training:
+            if x[0].size < 2:
+                few = x[0].size
+                raise InputError(f"x must have at least 2 values a feature for BatchNorm in training, not {few}")
             mean, var = np.empty_like(mean), np.empty_like(var)
             normalization.statistics(_rows(x), mean, var)
             self._follow(mean, var, x[0].size)
@@ -96,7 +103,8 @@ class BatchNorm(Module):
         self._remembered = _Remembered(x, mean, inverse_std, affine, relu) if training else None
         return affine
 
-    def backward(self, grad_output):
+    def backward(self, grad_output: np.ndarray, overwrite: bool = False) -> np.ndarray:
+        """The gradient of x; with `overwrite` in the memory of `grad_output`."""
         from sparsekit.kernels import normalization
 
         if self._remembered is None:
@@ -104,10 +112,12 @@ class BatchNorm(Module):
         (x, mean, inverse_std, (scale, shift), relu), self._remembered = self._remembered, None
         grad_weight, grad_bias = np.empty_like(mean), np.empty_like(mean)
         weight = self.weight.values[:, 0].astype(np.float64)
-        out = aligned_empty(x.shape, x.dtype)
-        g = _rows(np.ascontiguousarray(grad_output))
+        if grad_output.shape != x.shape:
+            raise InputError(f"grad_output must have shape {x.shape}, not {grad_output.shape}")
+        g = real_array("grad_output", grad_output, x.dtype)
+        out = g if overwrite else aligned_empty(x.shape, x.dtype)
         normalization.gradient(
-            g, _rows(x), mean, inverse_std, weight, scale, shift, relu, _rows(out), grad_weight, grad_bias
+            _rows(g), _rows(x), mean, inverse_std, weight, scale, shift, relu, _rows(out), grad_weight, grad_bias
         )
         self.weight.grad = grad_weight.astype(x.dtype)[:, np.newaxis]
         self.bias.grad = grad_bias.astype(x.dtype)[:, np.newaxis]
@@ -121,8 +131,6 @@ class BatchNorm(Module):
 
     def _follow(self, mean: np.ndarray, var: np.ndarray, n: int) -> None:
         """Let the running averages follow the statistics of a batch of n values a feature."""
-        if n < 2:
-            raise InputError(f"x must have at least 2 values a feature for BatchNorm in training, not {n}")
         self.running_mean += self.momentum * (mean[:, np.newaxis] - self.running_mean)
         self.running_var += self.momentum * (var[:, np.newaxis] * n / (n - 1) - self.running_var)
 
@@ -131,7 +139,7 @@ class BatchNorm(Module):
         if x.ndim != self._ndim or len(x) != n_features:
             shape = ("batch",) if self._ndim == 2 else ("height", "width", "batch")
             raise InputError(f"x must have shape ({n_features}, {', '.join(shape)}), not {x.shape}")
-        return np.ascontiguousarray(x)
+        return real_array("x", x, self.weight.values.dtype)
 
 
 class BatchNorm2d(BatchNorm):

@@ -36,13 +36,16 @@ class _Pool2d(Module):
 
     def forward(self, x: np.ndarray, training: bool = False) -> np.ndarray:
         """(channels, pooled height, pooled width, batch)."""
-        shape = (*self.output_shape(x.shape[:3]), x.shape[3])
+        shape = (*self.output_shape(x.shape[:-1]), x.shape[-1])
         self._input_shape = x.shape if training else None
         return self._pooled(x, shape, training)
 
     def backward(self, grad_output):
         if self._input_shape is None:
             raise InputError("backward needs a forward pass with training=True before it")
+        shape = (*self.output_shape(self._input_shape[:3]), self._input_shape[3])
+        if grad_output.shape != shape:
+            raise InputError(f"grad_output must have shape {shape}, not {grad_output.shape}")
         out = aligned_empty(self._input_shape, grad_output.dtype)
         out[...] = 0
         self._input_shape = None
