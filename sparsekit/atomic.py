@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sparsekit.errors import InputError
@@ -26,18 +26,30 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         _publish(temporary, path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, name):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None  # the user's file, not the temporary one
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _publish(temporary: Path, path: Path) -> None:
-    try:
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:  # name the user's file, not the temporary one
-        raise OSError(error.errno, error.strerror, str(path)) from None
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.chmod(temporary, 0o666 & ~_umask())
+    os.replace(temporary, path)
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Put a rename on the disk, so that a power cut does not undo it."""
+    with suppress(OSError):  # Windows opens no folders, and some network file systems flush none
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -191,8 +191,7 @@ def _train_in_a_process(config: RunConfig, folder: Path, overwrite: bool) -> dic
 
 def _inference(folder: Path) -> dict[str, float]:
     run = load_run(folder)
-    n_features = int(np.prod(run.result["sample_shape"]))
-    times = inference_times(run.model, n_features, BATCHES)
+    times = inference_times(run.model, run.result["sample_shape"], BATCHES)
     return {f"inference_{batch}_{name}_us": times[batch][name] for batch in BATCHES for name in FORMATS}
 
 
@@ -205,6 +204,12 @@ def _save(rows: list[dict[str, Any]], folder: Path, config: RunConfig) -> None:
     writer.writerows({key: json.dumps(v) if isinstance(v, list) else v for key, v in row.items()} for row in rows)
     write_text(folder / "comparison.csv", text.getvalue())
     seeds = f"seed{'s' * (len(rows[0]['seeds']) > 1)} {', '.join(map(str, rows[0]['seeds']))}"
-    hidden = "-".join(map(str, config.hidden))
     with atomic_path(folder / "comparison.png") as temporary:
-        comparison_figure(rows, f"{config.dataset}, hidden layers {hidden}, {seeds}").savefig(temporary)
+        comparison_figure(rows, f"{config.dataset}, {_network_name(config)}, {seeds}").savefig(temporary)
+
+
+def _network_name(config: RunConfig) -> str:
+    """The network as a figure's title has it."""
+    if config.model == "mlp":
+        return f"hidden layers {'-'.join(map(str, config.hidden))}"
+    return f"{config.model} {'-'.join(map(str, config.channels))}" if config.model == "cnn" else config.model

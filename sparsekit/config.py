@@ -44,13 +44,30 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dataset: str = Field("digits", description="digits, mnist, fashion-mnist, or an .npz file with x and y")
+    dataset: str = Field(
+        "digits",
+        description="digits, mnist, fashion-mnist, cifar10, cifar10-subset, or an .npz file with x and y",
+    )
     validation: FractionBelowOne = Field(0.0, description="share of the training data set aside for validation")
-    model: Literal["mlp"] = Field("mlp", description="network architecture")
-    hidden: Sizes = Field((256, 256), description="sizes of the hidden layers, as 512,512")
-    activation: Literal["relu", "gelu"] = Field("relu", description="activation of the hidden layers")
-    batch_norm: bool = Field(False, description="normalise the hidden layers over the batch")
-    dropout: FractionBelowOne = Field(0.0, description="probability of zeroing a hidden unit in training")
+    scaling: Literal["standardize", "unit"] = Field(
+        "standardize", description="inputs of mean 0 and standard deviation 1, or pixels divided by 255"
+    )
+    augmentation: Literal["none", "crop-flip"] = Field(
+        "none", description="training images as they are, or cropped at random after padding by 4, and flipped"
+    )
+
+    model: Literal["mlp", "cnn", "mnist_cnn", "resnet18", "wide_resnet22"] = Field(
+        "mlp", description="network architecture"
+    )
+    hidden: Sizes = Field((256, 256), description="mlp: sizes of the hidden layers, as 512,512")
+    channels: Sizes = Field((32, 64), description="cnn: channels of the convolutions, as 32,64")
+    activation: Literal["relu", "gelu"] = Field("relu", description="mlp: activation of the hidden layers")
+    batch_norm: bool = Field(False, description="mlp: normalise the hidden layers over the batch")
+    dropout: FractionBelowOne | None = Field(
+        None,
+        description="probability of zeroing a hidden value in training (default: 0; mnist_cnn 0.25 and 0.5, "
+        "wide_resnet22 0.3; cnn and resnet18 have none)",
+    )
 
     method: Method = Field("srigl", description="topology method; static is constant fan-in")
     sparsity: FractionBelowOne = Field(0.9, description="share of the weights that is not stored")
@@ -72,6 +89,9 @@ class RunConfig(BaseModel):
     compat: Literal["official"] | None = Field(
         None, description="SRigL: reproduce the authors' code and its faults"
     )
+    initializer: Literal["he_normal", "fan_in_uniform"] = Field(
+        "he_normal", description="first weights, by the stored inputs of each neuron; fan_in_uniform as PyTorch's"
+    )
     delta_t: Count = Field(100, description="optimizer steps between topology updates")
     alpha: Fraction = Field(0.3, description="drop fraction at the start of training")
     t_end_fraction: Fraction = Field(0.75, description="share of the training after which the topology stays")
@@ -88,6 +108,9 @@ class RunConfig(BaseModel):
     nesterov: bool = Field(True, description="SGD with Nesterov momentum")
     weight_decay: NotNegative = Field(5e-4, description="weight decay")
     label_smoothing: FractionBelowOne = Field(0.0, description="share of the target spread over all classes")
+    checkpoint_every: Count = Field(
+        1, description="epochs between two checkpoints, which --resume goes on from; the best one always has one"
+    )
 
     seed: Seed = Field(0, description="seed of masks, weights, batches and random growth")
     threads: Count | None = Field(None, description="threads of kernels and BLAS (default: all processors)")

@@ -332,7 +332,7 @@ class Im2colConvolution(ImageProducts):
     def _forward(self, x, out, before, bias, relu):
         for rows, patches in self._bands(x, out.shape[1:3], before):
             y = self.matrix.matmul(patches, self.backend, bias=bias, relu=relu)
-            out[:, rows] = y.reshape(self.out_channels, -1, *out.shape[2:])
+            out[:, rows] = y.reshape(out[:, rows].shape)
 
     def _input_gradient(self, g, out):
         (height, width), (top, left) = out.shape[1:3], self.padding

@@ -91,5 +91,6 @@ def test_bad_arguments_are_refused(arguments, word):
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 32), (2, 3, 32, 4), (3, 32, 32), (2, 3072)])
 def test_what_cannot_be_reflected_is_refused(shape):
-    words = ("(n, channels, height, width), height and width at least 5", "padding of 4", f"not {shape}")
+    found = f"not (n, {', '.join(map(str, shape[1:]))})"
+    words = ("(n, channels, height, width), height and width at least 5", "padding of 4", found)
     refused(*words, call=lambda: CropAndFlip(np.random.default_rng(0))(np.zeros(shape)))

@@ -140,8 +140,11 @@ def test_the_states_of_the_generators_are_all_that_the_next_pass_needs():
 
 def test_a_table_cannot_be_cropped():
     changes = CropAndFlip(np.random.default_rng(0))
-    loader = BatchLoader(np.zeros((9, 2)), np.zeros(9, int), 4, AS_IT_IS, augmentation=changes)
-    refused("x must have shape (n, channels, height, width)", "not (4, 2)", call=lambda: next(iter(loader)))
+
+    def loader() -> BatchLoader:
+        return BatchLoader(np.zeros((9, 2)), np.zeros(9, int), 4, AS_IT_IS, augmentation=changes)
+
+    refused("x must have shape (n, channels, height, width)", "not (n, 2)", call=loader)
 
 
 @pytest.mark.parametrize(

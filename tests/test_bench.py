@@ -12,7 +12,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from sparsekit import cli
-from sparsekit.bench import conv, epoch, linear, measure, run, torch_competitors, train_step, worker
+from sparsekit.bench import conv, epoch, linear, measure, resnet, run, torch_competitors, train_step, worker
 from sparsekit.bench.environment import environment
 from sparsekit.bench.measure import Case, Implementation, Problem, Timing, check
 from sparsekit.bench.pictures import linear_figure, speedup_figure
@@ -24,6 +24,7 @@ TINY = {
     train_step: train_step.Sizes(((40, 24), (17, 9)), (0.5, 0.9), 5),
     conv: conv.Sizes(((4, 5), (3, 6)), (0.5, 0.9), 3),
     epoch: epoch.Sizes((12,), turns=2, epochs=3, train_samples=500, test_samples=100),
+    resnet: resnet.Sizes((0.9, 0.99), batch=2, warm_up=1, steps=3),
 }
 OURS = {"condensed", "condensed, samples first", "CSR, unstructured"}
 TORCH = torch_competitors.load()
@@ -337,7 +338,10 @@ def test_what_is_not_measured_is_an_empty_cell():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["linaer"], "benchmark must be one of linear, train-step, conv, epoch, all, not 'linaer' (did you mean"),
+        (
+            ["linaer"],
+            "benchmark must be one of linear, train-step, conv, epoch, resnet18, all, not 'linaer' (did you mean",
+        ),
         (["linear", "--threads", "0"], "threads must be an integer in [1, "),
         (["linear", "--threads", "1,4096"], "threads must be an integer in [1, "),
         (["linear", "--threads", "two"], "threads must be numbers separated by commas, not 'two'"),
@@ -433,7 +437,7 @@ def test_epochs_are_compared_without_the_first_of_each_process(torch, monkeypatc
     rows, notes = epoch.run([1, 2], 7, quick=False, advance=lambda: steps.append(1))
     methods = ["SRigL", "dense", *(["PyTorch dense"] if torch else [])]
     assert trained == [(m, threads, seed) for threads in (1, 2) for seed in (7, 8) for m in methods]
-    assert len(steps) == epoch.trainings([1, 2], quick=False) == len(trained)
+    assert len(steps) == epoch.turns([1, 2], quick=False) == len(trained)
     assert [(row["threads"], row["implementation"]) for row in rows] == [(t, m) for t in (1, 2) for m in methods]
     for row in rows:
         scale = 1 + methods.index(row["implementation"])
@@ -454,6 +458,80 @@ def test_the_epoch_command_prints_memory(no_torch, monkeypatch, command, tmp_pat
     for part in ("123", "87.5", "0.5", "made-up", "PyTorch is not installed"):
         assert part in printed
     assert len(read_csv(tmp_path / "x" / "epoch.csv")) == 2
+
+
+# ResNet-18
+
+
+class FakeStepper:
+    """Stands for a process; the first step of each is slow."""
+
+    def __init__(self, settings):
+        self.settings, self.steps = settings, 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def step(self):
+        self.steps += 1
+        return 99.0 if self.steps == 1 else self._scale() * self.steps
+
+    def end(self):
+        own = {"profile": {"batch norm": 0.25, "the rest": 0.75}, "update_seconds": 2.5}
+        return {"peak_memory_bytes": self._scale() * 2**20} | (
+            own if self.settings["library"] == "sparsekit" else {}
+        )
+
+    def _scale(self):
+        return 4 if self.settings["sparsity"] == 0 else 1
+
+
+def test_steps_of_resnet18_are_compared_in_turns(torch, monkeypatch):
+    made, turns = [], []
+    monkeypatch.setattr(resnet, "_Stepper", lambda settings: made.append(settings) or FakeStepper(settings))
+    rows, notes = resnet.run([1, 2], 7, quick=False, advance=lambda: turns.append(1))
+    names = ["SRigL 90 %", "SRigL 99 %", "sparsekit dense"]
+    names += ["PyTorch dense, NCHW", "PyTorch dense, channels last"] if torch else []
+    assert [(row["threads"], row["implementation"]) for row in rows] == [
+        (t, name) for t in (1, 2) for name in names
+    ]
+    assert [(m["threads"], m["batch"], m["seed"]) for m in made] == [(t, 2, 7) for t in (1, 2) for _ in names]
+    assert len(turns) == resnet.turns([1, 2], quick=False) == 6
+    for row in rows:
+        scale = 1 if row["kind"] == "ours" else 4
+        assert row["median_us"] == pytest.approx(3e6 * scale)  # steps 2, 3 and 4: the first is a warm-up
+        assert row["samples"] == 3
+        assert row["over_best_dense"] == pytest.approx(4 / scale)
+        assert row["peak_memory_mib"] == scale
+    assert len(notes) == 6  # a profile of each network of ours
+    part = "resnet18, SRigL 90 %, 1 thread, one step: batch norm 250 ms (25%), the rest 750 ms (75%)"
+    assert notes[0] == f"{part}; a step with a topology update takes 2.50 s"
+
+
+def test_a_process_trains_resnet18_step_by_step():
+    settings = {"library": "sparsekit", "method": "dense", "sparsity": 0.0, "batch": 2, "threads": 1, "seed": 0}
+    with resnet._Stepper(settings) as process:
+        assert process.step() > 0
+        end = process.end()
+    assert end["peak_memory_bytes"] > 50 * 2**20
+    assert end["update_seconds"] is None
+    assert min(end["profile"].values()) > 0
+    assert {"input gradient", "batch norm, ReLU and sums", "the rest"} < set(end["profile"])
+    with pytest.raises(RunError, match="the process that trains .* failed: .*method"), resnet._Stepper({
+        **settings, "method": "dances"
+    }) as process:  # fmt: skip
+        process.step()
+
+
+def test_pytorch_trains_resnet18_step_by_step():
+    pytest.importorskip("torch")
+    settings = {"library": "PyTorch", "channels_last": True, "sparsity": 0.0, "batch": 2, "threads": 1, "seed": 0}
+    with resnet._Stepper(settings) as process:
+        assert process.step() > 0
+        assert list(process.end()) == ["peak_memory_bytes"]
 
 
 # Figures

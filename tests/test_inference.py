@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from sparsekit import InputError, models
+from sparsekit import InputError, models, nn
 from sparsekit.condensed import CondensedMatrix
 from sparsekit.inference import FORMATS, inference_times
+from sparsekit.models.building import conv_layer, linear_layer, sparsified
 
 SIZES = (20, 24, 16, 5)
 NETWORKS = {
@@ -56,15 +57,27 @@ def baseline(monkeypatch):
 
 @pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS)
 def test_every_storage_and_batch_has_a_time(options):
-    times = inference_times(network(**options), SIZES[0], batches=(1, 32), repeats=3)
+    times = inference_times(network(**options), SIZES[:1], batches=(1, 32), repeats=3)
     assert list(times) == [1, 32]
     for row in times.values():
         assert set(row) == set(FORMATS) == {"stored", "dense", "csr"}
         assert all(0 < time < 1e6 for time in row.values())  # microseconds: less than a second a sample
 
 
+@pytest.mark.parametrize("storage", ["condensed", "csr", "dense"])
+def test_convolutional_networks_have_times(storage, quick):
+    """The three networks are compared before they are timed, so that each must compute the same."""
+    images = (2, 8, 8)
+    model = models.cnn(images, 3, channels=(4, 6), storage=storage, sparsity=0.6, rng=1)
+    assert set(inference_times(model, images, batches=(2,), repeats=3)[2]) == set(FORMATS)
+    block = nn.Residual({"conv": conv_layer(2, 2, 3, padding=1, dtype=np.float32)}, relu=True)
+    layers = {"block": block, "pool": nn.GlobalAvgPool(), "fc": linear_layer(3, 2, np.float32)}
+    model = sparsified(layers, 0, {"storage": storage, "sparsity": 0.5})
+    assert set(inference_times(model, images, batches=(2,), repeats=3)[2]) == set(FORMATS)
+
+
 def test_times_are_microseconds_a_sample(quick):
-    times = inference_times(network(), SIZES[0], batches=(1, 4), repeats=6)
+    times = inference_times(network(), SIZES[:1], batches=(1, 4), repeats=6)
     tick = 1e6 / 1024
     assert times == {1: dict.fromkeys(FORMATS, tick), 4: dict.fromkeys(FORMATS, tick / 4)}
 
@@ -76,7 +89,7 @@ def test_the_baseline_stores_what_the_network_stores(storage, quick, baseline):
     layers = models.weight_layers(model)
     for layer in layers.values():
         layer.matrix.values.flat[::3] = 0
-    inference_times(model, SIZES[0], batches=(2,), repeats=3)
+    inference_times(model, SIZES[:1], batches=(2,), repeats=3)
     assert [matrix.nnz for matrix in baseline] == [layer.matrix.nnz for layer in layers.values()]
     for matrix, layer in zip(baseline, layers.values(), strict=True):
         assert matrix.dtype == layer.matrix.dtype
@@ -86,7 +99,7 @@ def test_the_baseline_stores_what_the_network_stores(storage, quick, baseline):
 
 
 def test_the_baseline_of_a_dense_layer_is_full(quick, baseline):
-    inference_times(network(storage="dense"), SIZES[0], batches=(2,), repeats=3)
+    inference_times(network(storage="dense"), SIZES[:1], batches=(2,), repeats=3)
     assert [matrix.nnz for matrix in baseline] == [20 * 24, 24 * 16, 16 * 5]
 
 
@@ -95,7 +108,7 @@ def test_timing_leaves_the_network_alone(quick):
     arrays = {name: parameter.values for name, parameter in model.named_parameters().items()}
     arrays |= model.named_buffers()
     before = {name: array.copy() for name, array in arrays.items()}
-    inference_times(model, SIZES[0], batches=(2,), repeats=3)
+    inference_times(model, SIZES[:1], batches=(2,), repeats=3)
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)
     assert all(layer.is_sparse for layer in models.weight_layers(model).values())
@@ -133,4 +146,4 @@ def test_a_wrong_kernel_is_noticed(quick, monkeypatch):
 
 def check_that_it_is_noticed(model):
     with pytest.raises((AssertionError, InputError)):
-        inference_times(model, SIZES[0], batches=(4,), repeats=3)
+        inference_times(model, SIZES[:1], batches=(4,), repeats=3)

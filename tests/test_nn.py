@@ -261,6 +261,16 @@ def test_initial_weights_have_variance_two_over_fan_in(storage):
     assert abs(scaled.var() - 1) < 5 * math.sqrt(2 / n)
 
 
+@pytest.mark.parametrize("storage", ["dense", "csr", "condensed"])
+def test_uniform_weights_are_bounded_by_the_fan_in(storage):
+    network = models.mlp((400, 300, 10), storage=storage, sparsity=0.8, initializer="fan_in_uniform", rng=0)
+    matrix = models.weight_layers(network)["fc1"].matrix
+    scaled = matrix.to_dense()[matrix.mask()] * np.repeat(np.sqrt(matrix.fan_ins()), matrix.fan_ins())
+    assert np.abs(scaled).max() <= 1 + 1e-6
+    assert abs(scaled.mean()) < 5 / math.sqrt(3 * scaled.size)
+    assert abs(scaled.var() - 1 / 3) < 5 * math.sqrt(4 / 45 / scaled.size)
+
+
 def test_mlp_stores_what_the_distribution_says():
     network = models.mlp((784, 512, 512, 10), sparsity=0.9, rng=0)
     layers = models.weight_layers(network)
@@ -304,6 +314,7 @@ def test_mlp_options():
             {"distribution": "erkk"},
             r"distribution must be one of erk, er, uniform, not 'erkk' \(did you mean 'erk'",
         ),
+        ({"initializer": "zeros"}, "initializer must be one of he_normal, fan_in_uniform, not 'zeros'"),
         ({"activation": "tanh"}, "activation must be one of relu, gelu, not 'tanh'"),
         ({"dense_layers": ["fc7"]}, "dense_layers must be one of fc1, fc2, not 'fc7'"),
         ({"no_ablation_layers": ["out"]}, "no_ablation_layers must be one of fc1, fc2, not 'out'"),

@@ -15,8 +15,8 @@ from sparsekit import InputError, Trainer, load_dataset, load_run, models
 from sparsekit.config import make_config, read_toml
 from sparsekit.errors import DivergedError
 from sparsekit.training import folder
-from sparsekit.training.checkpoint import load_model, save_model
-from sparsekit.training.run import train_run
+from sparsekit.training.model_file import load_model, save_model
+from sparsekit.training.run import resume_run, train_run
 
 SMALL = {"dataset": "digits", "hidden": [16], "epochs": 2, "batch_size": 64, "delta_t": 5, "threads": 1}
 METHODS = ["dense", "static", "static-unstructured", "set", "rigl", "srigl"]
@@ -28,7 +28,8 @@ def test_a_run_is_loaded_as_it_was(method, tmp_path):
     run = train_run(config, tmp_path / "run", progress=False)
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
-        "config.toml", "history.csv", "history.png", "model.safetensors", "result.json", "topology.png",
+        "config.toml", "history.csv", "history.png", "model.safetensors", "result.json", "topology.csv",
+        "topology.png",
     }  # fmt: skip
     loaded = load_run(tmp_path / "run")
     x = load_dataset("digits").x_test
@@ -142,6 +143,7 @@ def test_model_files_of_other_networks_are_refused(saved, tmp_path):
         models.mlp((6, 8, 3), sparsity=0.6, batch_norm=True, storage="csr"),
         models.mlp((6, 8, 3), storage="dense", batch_norm=True),
         models.mlp((6, 8, 8, 3), sparsity=0.6, batch_norm=True),
+        models.mlp((6, 8, 3), sparsity=0.6, batch_norm=True, dtype=np.float64),
     ):
         with pytest.raises(InputError, match="does not fit this network"):
             load_model(path, other)
@@ -299,10 +301,10 @@ def _replace_until(path, last, fails, killed, monkeypatch) -> bool:
             patch.setattr(Path, name, counted(getattr(Path, name)))
         try:
             with folder.replacing(path):
-                for name in ("config.toml", "result.json"):
-                    (path / name).write_text("new")
+                (path / "config.toml").write_text("new")
                 if fails:
                     raise RuntimeError
+                (path / "result.json").write_text("new")
         except killed:
             return False
         except RuntimeError:
@@ -315,3 +317,13 @@ def test_a_file_half_written_by_a_killed_process_does_not_make_a_run_somebody_el
     (tmp_path / "run" / ".history-a1b2c3d4.csv").write_text("half a li")
     train_run(make_config(SMALL, {"epochs": 1}), tmp_path / "run", overwrite=True, progress=False)
     assert not (tmp_path / "run" / ".history-a1b2c3d4.csv").exists()
+
+
+def test_a_folder_with_nothing_but_a_file_half_written_is_free(tmp_path):
+    """What is left of a process that was killed while it wrote the first file of its run."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config-a1b2c3d4.toml").write_text("data")
+    with pytest.raises(InputError, match="run is empty; there is nothing to resume"):
+        resume_run(tmp_path / "run", progress=False)
+    train_run(make_config(SMALL, {"epochs": 1}), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / ".config-a1b2c3d4.toml").exists()

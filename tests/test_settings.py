@@ -27,7 +27,10 @@ STEPWISE = {"lr_schedule": "step", "step_epochs": 1.0}
 CASES = {
     "dataset": ("own.npz", {}),
     "validation": (0.2, {}),
+    "scaling": ("unit", {}),
+    "augmentation": ("crop-flip", {}),
     "hidden": ((16, 12), {}),
+    "channels": ((6,), {"model": "cnn"}),
     "activation": ("gelu", {}),
     "batch_norm": (True, {}),
     "dropout": (0.2, {}),
@@ -41,6 +44,7 @@ CASES = {
     "saliency_gradient": ("all", ABLATING),
     "revive": (False, ABLATING),
     "compat": ("official", ABLATING),
+    "initializer": ("fan_in_uniform", {}),
     "delta_t": (7, {}),
     "alpha": (0.6, {}),
     "t_end_fraction": (0.4, {}),
@@ -70,8 +74,12 @@ MORE = {
     "method-static-unstructured": ("method", "static-unstructured", {"method": "static"}),
     "method-set": ("method", "set", {"method": "rigl"}),
     "method-dense": ("method", "dense", {}),
+    "model-cnn": ("model", "cnn", {}),
+    "model-mnist_cnn": ("model", "mnist_cnn", {}),
+    "dropout-mnist_cnn": ("dropout", 0.1, {"model": "mnist_cnn"}),
+    "first_layer_dense-cnn": ("first_layer_dense", True, {"model": "cnn", "sparsity": 0.95}),
 }
-SEPARATE = {"model", "threads", "backend"}  # tests of their own below
+SEPARATE = {"model", "threads", "backend", "checkpoint_every"}  # tests of their own below and in test_resume.py
 
 
 @pytest.fixture(scope="module")

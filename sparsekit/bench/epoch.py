@@ -49,7 +49,7 @@ def run(
     threads : thread counts
     seed : of weights, masks and batches
     quick : fewer epochs
-    advance : called after each training, of which there are :func:`trainings`
+    advance : called after each training, of which there are :func:`turns`
 
     Raises
     ------
@@ -80,7 +80,7 @@ def run(
     return rows, notes
 
 
-def trainings(threads: Sequence[int], *, quick: bool) -> int:
+def turns(threads: Sequence[int], *, quick: bool) -> int:
     """How many networks :func:`run` trains."""
     return (QUICK if quick else FULL).turns * len(threads) * len(_implementations())
 

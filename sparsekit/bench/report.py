@@ -79,7 +79,7 @@ def cases_of(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
 
 def tables(name: str, rows: Sequence[Row]) -> list[Table]:
     """A table for each thread count of one benchmark: ours against the best of the others."""
-    build = _epoch_table if name == "epoch" else _table
+    build = {"epoch": _epoch_table, "resnet18": _step_table}.get(name, _table)
     counts = dict.fromkeys(row["threads"] for row in rows)
     return [
         build(f"{name}, {count} thread{'s' * (count > 1)}", [row for row in rows if row["threads"] == count])
@@ -137,6 +137,19 @@ def _epoch_table(title: str, rows: Sequence[Row]) -> Table:
             f"{row['peak_memory_mib']:.0f}",
             f"{100 * row['test_accuracy']:.1f}",
         )
+    return table
+
+
+def _step_table(title: str, rows: Sequence[Row]) -> Table:
+    table = Table(
+        title=f"{title}: {rows[0]['work']}, batch {rows[0]['batch']}",
+        caption="Seconds of a training step: median (and quartiles), and how many times the best dense one.",
+    )
+    for heading in ("training", "s a step", "x dense", "peak MiB"):
+        table.add_column(heading, justify="left" if heading == "training" else "right")
+    for row in rows:
+        ratio, memory = f"{row['over_best_dense']:.2f}", f"{row['peak_memory_mib']:.0f}"
+        table.add_row(row["implementation"], _spread(row, 1e-6), ratio, memory)
     return table
 
 

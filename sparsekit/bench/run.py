@@ -11,7 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from sparsekit.atomic import atomic_path, write_text
-from sparsekit.bench import conv, epoch, linear, torch_competitors, train_step
+from sparsekit.bench import conv, epoch, linear, resnet, torch_competitors, train_step
 from sparsekit.bench.environment import environment
 from sparsekit.bench.measure import Case, check, measure
 from sparsekit.bench.report import Row, case_rows, csv_text
@@ -24,7 +24,8 @@ _CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "train-step": train_step.cases,
     "conv": conv.cases,
 }
-BENCHMARKS = (*_CASES, "epoch")
+_TRAININGS = ("epoch", "resnet18")
+BENCHMARKS = (*_CASES, *_TRAININGS)
 REPEATS, QUICK_REPEATS = 30, 10
 
 
@@ -59,7 +60,7 @@ def run(
 
     Parameters
     ----------
-    benchmark : one of `BENCHMARKS`, or "all"; a quick "all" leaves out the epochs
+    benchmark : one of `BENCHMARKS`, or "all"; a quick "all" leaves out whole trainings
     folder : made if it is not there; files of an earlier run are replaced
     threads : thread counts; by default 1 and all processors, if quick only 1
     quick : fewer cases and samples, about a minute for all
@@ -73,14 +74,14 @@ def run(
         If an implementation gives wrong results.
     """
     require_choice("benchmark", benchmark, (*BENCHMARKS, "all"))
-    names = (*_CASES, *(() if quick else ("epoch",))) if benchmark == "all" else (benchmark,)
+    names = (*_CASES, *(() if quick else _TRAININGS)) if benchmark == "all" else (benchmark,)
     counts = _thread_counts(threads, quick=quick)
     require_integer("seed", seed, 0)
     _make_folder(folder)
     results = Results({}, _notes(names), {})
     for name in names:
-        if name == "epoch":
-            rows, notes = _epochs(counts, seed, quick=quick, progress=progress)
+        if name in _TRAININGS:
+            rows, notes = _trained(name, counts, seed, quick=quick, progress=progress)
             results.notes.extend(notes)
         else:
             rows = _measured(name, counts, seed, quick=quick, progress=progress)
@@ -136,10 +137,12 @@ def _measured(name: str, counts: Sequence[int], seed: int, *, quick: bool, progr
     return rows
 
 
-def _epochs(counts: Sequence[int], seed: int, *, quick: bool, progress: bool) -> tuple[list[Row], list[str]]:
-    total = epoch.trainings(counts, quick=quick)
-    with tqdm(total=total, unit="training", desc="epoch", disable=not progress) as bar:
-        return epoch.run(counts, seed, quick=quick, advance=bar.update)
+def _trained(
+    name: str, counts: Sequence[int], seed: int, *, quick: bool, progress: bool
+) -> tuple[list[Row], list[str]]:
+    module = epoch if name == "epoch" else resnet
+    with tqdm(total=module.turns(counts, quick=quick), unit="turn", desc=name, disable=not progress) as bar:
+        return module.run(counts, seed, quick=quick, advance=bar.update)
 
 
 def _save(name: str, rows: list[Row], results: Results, folder: Path) -> None:
@@ -151,7 +154,7 @@ def _save(name: str, rows: list[Row], results: Results, folder: Path) -> None:
     if name == "linear":
         counts = dict.fromkeys(row["threads"] for row in rows)
         figures = {f"linear-threads-{count}.png": linear_figure(rows, count) for count in counts}
-    elif name == "epoch":
+    elif name in _TRAININGS:
         figures = {}
     else:
         figures = {f"{name}.png": speedup_figure(rows, f"{name}, batch {rows[0]['batch']}, float32")}

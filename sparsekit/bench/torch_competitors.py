@@ -224,3 +224,57 @@ def _standardized(torch: ModuleType, samples: np.ndarray, standardization: Stand
     x -= standardization.mean.astype(np.float32)
     x /= standardization.std.astype(np.float32)
     return torch.from_numpy(x).flatten(1)
+
+
+def resnet18_step(
+    x: np.ndarray, y: np.ndarray, *, threads: int, seed: int, channels_last: bool
+) -> Callable[[], None]:
+    """A training step of a dense ResNet-18 for CIFAR, as :func:`sparsekit.models.resnet18`, with Nesterov SGD.
+
+    Raises
+    ------
+    ImportError
+        If PyTorch is not there.
+    """
+    torch: Any = load()
+    if torch is None:
+        raise ImportError("PyTorch cannot be imported")
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    model = _resnet18(torch).to(memory_format=memory_format)
+    images, labels = torch.from_numpy(x).to(memory_format=memory_format), torch.from_numpy(y)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
+    )
+    loss = torch.nn.CrossEntropyLoss()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(model(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def _resnet18(torch: ModuleType) -> Any:
+    nn = torch.nn
+
+    class Block(nn.Module):
+        def __init__(self, n_in: int, n_out: int, stride: int) -> None:
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False), nn.BatchNorm2d(n_out)
+            self.conv2, self.bn2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False), nn.BatchNorm2d(n_out)
+            self.shortcut = nn.Sequential()
+            if stride != 1 or n_in != n_out:
+                conv = nn.Conv2d(n_in, n_out, 1, stride, bias=False)
+                self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(n_out))
+
+        def forward(self, x: Any) -> Any:
+            y = nn.functional.relu(self.bn1(self.conv1(x)))
+            return nn.functional.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+    layers = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    for n_in, n_out, stride in ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)):
+        layers += [Block(n_in, n_out, stride), Block(n_out, n_out, 1)]
+    return nn.Sequential(*layers, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(512, 10))

@@ -51,10 +51,7 @@ class CropAndFlip:
         InputError
             If `x` has another number of dimensions or its images are too small to be reflected.
         """
-        least = self._padding + 1
-        if x.ndim != 4 or min(x.shape[2:]) < least:
-            expected = f"(n, channels, height, width), height and width at least {least}"
-            raise InputError(f"x must have shape {expected} for a padding of {least - 1}, not {x.shape}")
+        self.check(x.shape[1:])
         n, channels, height, width = x.shape
         first_row, first_column = self.rng.integers(0, 2 * self._padding, (2, n, 1), endpoint=True)
         is_mirrored = self.rng.random((n, 1)) < 0.5
@@ -65,6 +62,14 @@ class CropAndFlip:
         pixels = (rows * width)[:, np.newaxis, :, np.newaxis] + columns[:, np.newaxis, np.newaxis, :]
         planes = np.arange(n * channels).reshape(n, channels, 1, 1) * (height * width)
         return np.ravel(x).take(planes + pixels)
+
+    def check(self, sample_shape: tuple[int, ...]) -> None:
+        """Refuse samples that are no images (channels, height, width) or too small to be reflected."""
+        least = self._padding + 1
+        if len(sample_shape) != 3 or min(sample_shape[1:]) < least:
+            expected = f"(n, channels, height, width), height and width at least {least}"
+            found = f"(n, {', '.join(map(str, sample_shape))})"
+            raise InputError(f"x must have shape {expected} for crops with a padding of {least - 1}, not {found}")
 
     def _reflected(self, size: int) -> np.ndarray:
         """Which of the `size` rows or columns of an image each one of the padded image is."""

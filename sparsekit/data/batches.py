@@ -169,6 +169,8 @@ class BatchLoader:
         self._batch_size = require_integer("batch_size", batch_size, 1)
         if drop_last and self._batch_size > len(x):
             raise InputError(f"batch_size must be at most {len(x)}, the samples, with drop_last, not {batch_size}")
+        if augmentation is not None:
+            augmentation.check(x.shape[1:])
         self._standardization = standardization
         self._dtype = _float_dtype(dtype)
         self.rng = None if rng is None else require_rng("rng", rng)

@@ -13,7 +13,7 @@ from sparsekit.condensed import CondensedMatrix
 from sparsekit.csr import CSRMatrix
 from sparsekit.dense import DenseMatrix
 from sparsekit.errors import InputError
-from sparsekit.nn import Conv2d, Dropout, Linear, Module, Sequential, WeightLayer, he_normal
+from sparsekit.nn import Conv2d, Dropout, Linear, Module, Sequential, WeightLayer, fan_in_uniform, he_normal
 from sparsekit.stored import StoredMatrix
 
 STORAGES = ("dense", "csr", "condensed")
@@ -21,6 +21,10 @@ DISTRIBUTIONS: dict[str, Callable[[Sequence[tuple[int, ...]], float], list[float
     "erk": distributions.erdos_renyi_kernel,
     "er": distributions.erdos_renyi,
     "uniform": partial(distributions.uniform, first_layer_dense=False),
+}
+INITIALIZERS: dict[str, Callable[[StoredMatrix, np.random.Generator], None]] = {
+    "he_normal": he_normal,
+    "fan_in_uniform": fan_in_uniform,
 }
 
 
@@ -33,6 +37,7 @@ class Sparsification(TypedDict, total=False):
     first_layer_dense: bool | None
     dense_layers: Collection[str]
     no_ablation_layers: Collection[str] | None
+    initializer: str
     backend: str
 
 
@@ -46,9 +51,10 @@ def sparsify(
     first_layer_dense: bool | None = None,
     dense_layers: Collection[str] = (),
     no_ablation_layers: Collection[str] | None = None,
+    initializer: str = "he_normal",
     backend: str = "cpu",
 ) -> None:
-    """Give every layer with weights its random mask and He-normal weights, in forward order.
+    """Give every layer with weights its random mask and first weights, in forward order.
 
     Parameters
     ----------
@@ -61,6 +67,7 @@ def sparsify(
     first_layer_dense : whether the first layer stays dense; None: with "uniform" only, as in the RigL paper
     dense_layers : names of further layers to keep dense; `sparsity` then holds for the others
     no_ablation_layers : names of layers whose neurons are never ablated; by default the output layer
+    initializer : "he_normal" or "fan_in_uniform", see :func:`he_normal` and :func:`fan_in_uniform`
     backend : kernels for the sparse products, see :data:`sparsekit.kernels.BACKENDS`
 
     Raises
@@ -68,6 +75,7 @@ def sparsify(
     InputError
         For a sparsity outside [0, 1) or an unknown name.
     """
+    require_choice("initializer", initializer, INITIALIZERS)
     layers = weight_layers(model)
     names = list(layers)
     for option, chosen in (("dense_layers", dense_layers), ("no_ablation_layers", no_ablation_layers or ())):
@@ -85,7 +93,7 @@ def sparsify(
         layer.backend = backend
         if layer.budget is not None:
             layer.use(_random_matrix(layer.matrix, layer.budget, storage, rng))
-        he_normal(layer.matrix, rng)
+        INITIALIZERS[initializer](layer.matrix, rng)
 
 
 def layer_densities(

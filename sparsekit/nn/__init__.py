@@ -4,7 +4,7 @@ from sparsekit.nn.activation import GELU, ReLU
 from sparsekit.nn.composite import Flatten, Residual, Sequential
 from sparsekit.nn.conv import Conv2d
 from sparsekit.nn.dropout import Dropout
-from sparsekit.nn.initializers import he_normal
+from sparsekit.nn.initializers import fan_in_uniform, he_normal
 from sparsekit.nn.linear import Linear
 from sparsekit.nn.losses import softmax_cross_entropy
 from sparsekit.nn.module import Module
@@ -30,6 +30,7 @@ __all__ = [
     "Residual",
     "Sequential",
     "WeightLayer",
+    "fan_in_uniform",
     "he_normal",
     "softmax_cross_entropy",
 ]

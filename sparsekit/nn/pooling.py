@@ -49,7 +49,7 @@ class _Pool2d(Module):
         out = aligned_empty(self._input_shape, grad_output.dtype)
         out[...] = 0
         self._input_shape = None
-        self._add_gradient(np.ascontiguousarray(grad_output), out)
+        self._add_gradient(np.require(grad_output, requirements=["C", "A", "W"]), out)
         return out
 
     @abstractmethod
@@ -69,7 +69,7 @@ class MaxPool2d(_Pool2d):
 
         out = aligned_empty(shape, x.dtype)
         winner = np.empty(shape, np.uint8 if self.kernel_size[0] * self.kernel_size[1] <= 256 else np.uint32)
-        max_pool(np.ascontiguousarray(x), self.kernel_size, self.stride, out, winner)
+        max_pool(np.require(x, requirements=["C", "A", "W"]), self.kernel_size, self.stride, out, winner)
         self._winner = winner if training else None
         return out
 

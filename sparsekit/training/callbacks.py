@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from sparsekit.topology import TopologyUpdate
     from sparsekit.training.trainer import Trainer
 
@@ -29,6 +31,13 @@ class Callback:
     def on_fit_end(self, trainer: Trainer) -> None:
         """After the last epoch, or when training stops with an error."""
 
+    def state(self) -> dict[str, np.ndarray]:
+        """What a checkpoint must hold of this callback: arrays by name, nothing by default."""
+        return {}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Go on from the :meth:`state` of a checkpoint; called before :meth:`on_fit_start`."""
+
 
 class ProgressBar(Callback):
     """A tqdm bar over all steps with loss, accuracy and sparsity; a widget in a notebook."""
@@ -36,7 +45,8 @@ class ProgressBar(Callback):
     _EVERY = 10  # steps between two refreshes of the numbers
 
     def on_fit_start(self, trainer):
-        self._bar = tqdm(total=trainer.total_steps, unit="step", desc=f"epoch 1/{trainer.epochs}")
+        self._bar = tqdm(total=trainer.total_steps, initial=trainer.step, unit="step")
+        self._describe(trainer)
 
     def on_step_end(self, trainer):
         self._bar.update()
@@ -45,7 +55,11 @@ class ProgressBar(Callback):
 
     def on_epoch_end(self, trainer, row):
         self._bar.set_postfix(trainer.running_metrics(), refresh=False)
-        self._bar.set_description(f"epoch {min(row['epoch'] + 1, trainer.epochs)}/{trainer.epochs}")
+        self._describe(trainer)
 
     def on_fit_end(self, trainer):
         self._bar.close()
+
+    def _describe(self, trainer: Trainer) -> None:
+        epoch = min(len(trainer.history) + 1, trainer.epochs)
+        self._bar.set_description(f"epoch {epoch}/{trainer.epochs}")

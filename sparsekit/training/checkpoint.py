@@ -1,118 +1,166 @@
-"""A trained network on disk: safetensors with a digest of our own.
+"""Checkpoints: a training on disk between two epochs, to go on from as if it had never stopped.
 
-Sparse weights are stored in their own format, as values and indices. The safetensors format notices a damaged
-header but loads a flipped bit in the data without a word; the digest in its metadata does not.
+A checkpoint holds the network with its sparse weights in their own format, the optimizer with its memory of every
+parameter, the state of every random source and callback, the step, the history and what tells the training data
+from others.
+Rates, schedules and the topology method are not in it: they are those of the trainer that goes on, and the methods
+here remember nothing from one update to the next.
 """
 
-import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from sparsekit.atomic import atomic_path
-from sparsekit.condensed import CondensedMatrix
-from sparsekit.csr import CSRMatrix
-from sparsekit.dense import DenseMatrix
+from sparsekit import __version__
 from sparsekit.errors import InputError
 from sparsekit.models import weight_layers
 from sparsekit.nn import Module
-from sparsekit.stored import StoredMatrix
+from sparsekit.training.arrays import read_arrays, write_arrays
+from sparsekit.training.callbacks import Callback
+from sparsekit.training.history import History
+from sparsekit.training.model_file import fill_model, misfit, model_arrays
+from sparsekit.training.trainer import Trainer
 
-FORMAT = "model-1"
-
-
-def save_model(path: str | Path, model: Module, extra: dict[str, np.ndarray]) -> None:
-    """Write all weights, biases and buffers of a network, and `extra` arrays by name, atomically."""
-    from safetensors.numpy import save_file
-
-    arrays = _model_arrays(model) | {f"extra.{name}": np.asarray(array) for name, array in extra.items()}
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    with atomic_path(path) as temporary:
-        # one entry, because the order of several is not kept: equal models give equal files
-        save_file(arrays, temporary, metadata={"sparsekit": f"{FORMAT} {_digest(arrays)}"})
+FORM = "checkpoint-1"
 
 
-def load_model(path: str | Path, model: Module) -> dict[str, np.ndarray]:
-    """Fill a network of the same architecture with what :func:`save_model` wrote; return the extra arrays.
+def save_checkpoint(path: str | Path, trainer: Trainer, config: str = "") -> None:
+    """Write what :func:`load_checkpoint` needs, atomically: a process killed on the way leaves the old file.
+
+    Parameters
+    ----------
+    trainer : between two epochs: in a callback's `on_epoch_end`, or after `fit`
+    config : any text, to be given back by :func:`load_checkpoint`
 
     Raises
     ------
     InputError
-        If the file is missing, damaged, of another format, or of another architecture.
+        If the trainer is in the middle of an epoch, or the optimizer holds anything but numbers, words and the
+        `state` of the parameters.
     """
-    arrays = _read(Path(path))
-    extra = {name.removeprefix("extra."): a for name, a in arrays.items() if name.startswith("extra.")}
-    own = {name: a for name, a in arrays.items() if not name.startswith("extra.")}
-    try:
-        for name, layer in weight_layers(model).items():
-            prefix = f"{name}.weight." if name else "weight."
-            parts = {part.removeprefix(prefix): own.pop(part) for part in list(own) if part.startswith(prefix)}
-            matrix = _matrix_from(parts, layer.matrix)
-            layer.matrix, layer.weight.values = matrix, matrix.values
-        for name, array in _other_arrays(model).items():
-            array[...] = own.pop(name)
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{path} does not fit this network: {error}") from None
-    if own:
-        raise InputError(f"{path} does not fit this network: it also holds {', '.join(sorted(own))}")
-    return extra
+    if trainer.fingerprint is None or trainer.step != len(trainer.history) * trainer.steps_per_epoch:
+        raise InputError(
+            f"trainer must be between two epochs of fit to be saved, not at step {trainer.step} with "
+            f"{len(trainer.history)} epochs of {trainer.steps_per_epoch} steps done"
+        )
+    state = {
+        "version": __version__,
+        "config": config,
+        "layers": _layers(trainer.model),
+        "optimizer": type(trainer.optimizer).__name__,
+        "optimizer_attributes": _plain_attributes(trainer.optimizer),
+        "batch_size": trainer.batch_size,
+        "fingerprint": trainer.fingerprint,
+        "random": {name: _random_state(rng) for name, rng in _random_sources(trainer).items()},
+        "step": trainer.step,
+        "history": trainer.history.rows,
+    }
+    arrays = {"state": np.frombuffer(json.dumps(state).encode(), dtype=np.uint8)}
+    for name, parameter in trainer.model.named_parameters().items():
+        arrays |= {f"optimizer.{name}.{key}": array for key, array in parameter.state.items()}
+    for callback in trainer.callbacks:
+        arrays |= {f"{_prefix(callback)}{key}": array for key, array in callback.state().items()}
+    write_arrays(path, FORM, model_arrays(trainer.model, arrays))
 
 
-def _model_arrays(model: Module) -> dict[str, np.ndarray]:
-    arrays = dict(_other_arrays(model))
-    for name, layer in weight_layers(model).items():
-        matrix = layer.matrix
-        parts: dict[str, np.ndarray] = {"values": matrix.values}
-        if isinstance(matrix, CondensedMatrix):
-            parts |= {"indices": matrix.indices, "rows": matrix.rows}
-        elif isinstance(matrix, CSRMatrix):
-            parts |= {"indices": matrix.indices, "indptr": matrix.indptr}
-        arrays |= {f"{name}.weight.{part}" if name else f"weight.{part}": a for part, a in parts.items()}
-    return arrays
+def load_checkpoint(path: str | Path, trainer: Trainer) -> str:
+    """Put a trainer where :func:`save_checkpoint` left one; its `fit` trains the epochs that are left.
+
+    On one thread the network ends with the same bits as in a training that was not stopped, if this trainer and
+    its network were built like the first ones. `fit` refuses other training data.
+
+    Parameters
+    ----------
+    trainer : of a network of the same architecture, with the same kind of optimizer and the same batch size
+
+    Returns
+    -------
+    str
+        The `config` that was given to :func:`save_checkpoint`.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged or no checkpoint, or if it does not fit the trainer.
+    """
+    arrays = read_arrays(path, FORM)
+    state = json.loads(arrays["extra.state"].tobytes())
+    _check_layers(path, state["layers"], _layers(trainer.model))
+    _check_trainer(path, state, trainer)
+    extra = fill_model(path, trainer.model, arrays)
+    for name, parameter in trainer.model.named_parameters().items():
+        parameter.state = _part_of(extra, f"optimizer.{name}.")
+        parameter.grad = None
+    for callback in trainer.callbacks:
+        if state_of_callback := _part_of(extra, _prefix(callback)):
+            callback.restore(state_of_callback)
+    for name, rng in _random_sources(trainer).items():
+        rng.bit_generator.state = state["random"][name]
+    vars(trainer.optimizer).update(state["optimizer_attributes"])
+    trainer.go_on_from(History(state["history"]), state["step"], state["fingerprint"])
+    return state["config"]
 
 
-def _other_arrays(model: Module) -> dict[str, np.ndarray]:
-    """Parameters that are not the weights of linear layers, and buffers."""
-    weights = {id(layer.weight) for layer in weight_layers(model).values()}
-    parameters = model.named_parameters().items()
-    return {name: p.values for name, p in parameters if id(p) not in weights} | model.named_buffers()
+def _part_of(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
-def _matrix_from(parts: dict[str, np.ndarray], like: StoredMatrix) -> StoredMatrix:
-    """A matrix in the storage and shape of `like`, validated as always."""
-    wanted = {CondensedMatrix: {"values", "indices", "rows"}, CSRMatrix: {"values", "indices", "indptr"}}
-    if set(parts) != wanted.get(type(like), {"values"}):
-        raise InputError(f"its weights are {sorted(parts)}, not those of a {type(like).__name__}")
-    if isinstance(like, CondensedMatrix):
-        return CondensedMatrix(parts["values"], parts["indices"], parts["rows"], like.shape)
-    if isinstance(like, CSRMatrix):
-        return CSRMatrix(parts["values"], parts["indices"], parts["indptr"], like.shape)
-    if parts["values"].shape != like.shape:
-        raise InputError(f"a weight has shape {parts['values'].shape}, not {like.shape}")
-    return DenseMatrix(parts["values"])
+def _prefix(callback: Callback) -> str:
+    return f"callback.{type(callback).__name__}."
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise InputError(f"{path} is missing")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            found, _, digest = (file.metadata() or {}).get("sparsekit", "").partition(" ")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged or no safetensors file: {error}") from None
-    if found != FORMAT:
-        raise InputError(f"{path} is not a model of this version of sparsekit: format {found!r}, not {FORMAT!r}")
-    if digest != _digest(arrays):
-        raise InputError(f"{path} is damaged: its contents do not match its digest")
-    return arrays
+def _check_layers(path: str | Path, saved: dict[str, str], own: dict[str, str]) -> None:
+    for name in saved | own:
+        old, new = saved.get(name, "missing"), own.get(name, "missing")
+        if old != new:
+            raise misfit(path, f"its layer {name!r} is {old}, not {new}")
 
 
-def _digest(arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape} ".encode())
-        digest.update(arrays[name].tobytes())
-    return digest.hexdigest()
+def _check_trainer(path: str | Path, state: dict[str, Any], trainer: Trainer) -> None:
+    """Compare what the state has no meaning without."""
+    saved_random = {name: rng["bit_generator"] for name, rng in state["random"].items()}
+    random = {name: _random_state(rng)["bit_generator"] for name, rng in _random_sources(trainer).items()}
+    for what, saved, own in (
+        ("optimizer", state["optimizer"], type(trainer.optimizer).__name__),
+        ("batch_size", state["batch_size"], trainer.batch_size),
+        ("random sources", saved_random, random),
+    ):
+        if saved != own:
+            raise InputError(f"{path} does not fit this trainer: {what} must be {saved}, not {own}")
+
+
+def _layers(model: Module) -> dict[str, str]:
+    """What every layer with weights is, in words: arrays of a sparse weight do not tell its full shape."""
+    return {
+        name: f"a {type(layer.matrix).__name__} {layer.weight_shape}"
+        + (f" with a budget of {layer.budget}" if layer.is_sparse else "")
+        for name, layer in weight_layers(model).items()
+    }
+
+
+def _plain_attributes(optimizer: object) -> dict[str, int | float | str]:
+    """An optimizer's settings and counters."""
+    for name, value in vars(optimizer).items():
+        if not isinstance(value, int | float | str | None):
+            kind, found = type(optimizer).__name__, type(value).__name__
+            raise InputError(f"optimizer must hold numbers and words only, but {kind}.{name} is a {found}")
+    return vars(optimizer)
+
+
+def _random_sources(trainer: Trainer) -> dict[str, np.random.Generator]:
+    """Every random source of a training by name."""
+    sources = {"batches": trainer.batch_rng, "topology": trainer.topology_rng}
+    if trainer.augmentation is not None:
+        sources["augmentation"] = trainer.augmentation.rng
+    for name, module in trainer.model.named_modules():
+        rng = getattr(module, "rng", None)
+        if isinstance(rng, np.random.Generator):
+            sources[f"module {name}"] = rng
+    return sources
+
+
+def _random_state(rng: np.random.Generator) -> dict[str, Any]:
+    """The state as JSON has it; some bit generators keep theirs in arrays."""
+    return json.loads(json.dumps(rng.bit_generator.state, default=np.ndarray.tolist))

@@ -1,5 +1,6 @@
 """A trained network together with what its inputs need: users hand in samples first, unscaled."""
 
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -11,6 +12,8 @@ from sparsekit.kernels.threads import one_blas_thread
 from sparsekit.models import sparse_layers
 from sparsekit.nn import Sequential, softmax_cross_entropy
 
+_AT_ONCE = 1 << 19  # values of the samples that go through the network together
+
 
 class Classifier:
     """Predicts classes of samples.
@@ -21,7 +24,7 @@ class Classifier:
     standardization : the map from samples to the network's inputs
     sample_shape : shape of one sample, (features,) or (channels, height, width)
     dtype : float32 or float64, that of the weights
-    batch_size : samples handled at a time
+    batch_size : samples handled at a time; None: at most 512, and fewer where they are large
     """
 
     def __init__(
@@ -30,13 +33,13 @@ class Classifier:
         standardization: Standardization,
         sample_shape: tuple[int, ...],
         dtype: np.dtype | type = np.float32,
-        batch_size: int = 512,
+        batch_size: int | None = None,
     ) -> None:
         self.model = model
         self.standardization = standardization
         self.sample_shape = tuple(sample_shape)
         self.dtype = np.dtype(dtype)
-        self.batch_size = batch_size
+        self.batch_size = batch_size or max(1, min(512, _AT_ONCE // math.prod(sample_shape)))
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """Logits (n, n_classes) of samples x (n, *sample_shape); flattened samples are taken too.

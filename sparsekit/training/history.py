@@ -40,6 +40,11 @@ class History:
         """The values of one key over the epochs."""
         return [row[name] for row in self.rows]
 
+    def best(self) -> dict[str, Any] | None:
+        """The row of the highest validation accuracy, the first of equals; None without validation data."""
+        rows = [row for row in self.rows if "validation_accuracy" in row]
+        return max(rows, key=lambda row: row["validation_accuracy"], default=None)
+
     def save(self, path: str | Path) -> None:
         """Write a CSV file, atomically; floats are written so that reading them gives the same bits."""
         text = io.StringIO()

@@ -1,34 +1,44 @@
 """Runs: a configuration becomes a trained network in a folder, and a folder becomes a network again.
 
-A run folder holds config.toml, history.csv (rewritten after every epoch), model.safetensors, result.json and
-the figures history.png and topology.png.
+A run folder holds config.toml, history.csv and topology.csv (rewritten after every epoch), model.safetensors,
+result.json and the figures history.png and topology.png. With validation data there is also best.safetensors, the
+network of the epoch with the highest validation accuracy; without them there is none, because the test set must
+not choose.
+Until the run is finished checkpoint.safetensors holds what a killed one goes on from.
 """
 
+import copy
 import json
 import math
 import time
+import tomllib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sparsekit import __version__, counting
+from sparsekit import __version__, counting, models
 from sparsekit.atomic import atomic_path, write_text
 from sparsekit.config import RunConfig, make_config, read_toml
-from sparsekit.data import Dataset, Standardization, load_dataset
+from sparsekit.data import CropAndFlip, Dataset, Standardization, load_dataset
 from sparsekit.errors import InputError
 from sparsekit.kernels.threads import thread_limit
-from sparsekit.models import mlp, weight_layers
+from sparsekit.models import weight_layers
 from sparsekit.models.building import Sparsification
-from sparsekit.nn import Sequential
+from sparsekit.nn import Sequential, WeightLayer
 from sparsekit.optim import SGD, AdamW, LearningRate, Optimizer
 from sparsekit.topology import SET, RigL, SRigL, Static, TopologyMethod
 from sparsekit.training.callbacks import Callback
-from sparsekit.training.checkpoint import load_model, save_model
+from sparsekit.training.checkpoint import load_checkpoint, save_checkpoint
 from sparsekit.training.classifier import Classifier
+from sparsekit.training.evolution import MaskEvolution
 from sparsekit.training.folder import (
+    BEST,
+    CHECKPOINT,
     CONFIG,
+    EVOLUTION,
     FIGURES,
     HISTORY,
     MODEL,
@@ -36,8 +46,11 @@ from sparsekit.training.folder import (
     check_folder,
     make_folder,
     replacing,
+    require_unfinished,
+    resuming,
 )
 from sparsekit.training.history import History
+from sparsekit.training.model_file import load_model, save_model
 from sparsekit.training.trainer import Trainer
 
 
@@ -75,28 +88,71 @@ def train_run(config: RunConfig, folder: str | Path, *, overwrite: bool = False,
         If the configuration does not fit the data, or the folder may not be written.
     """
     folder = Path(folder)
+    check_folder(folder, overwrite=overwrite)
+    return _train(config, folder, replacing(folder), progress)
+
+
+def resume_run(folder: str | Path, *, threads: int | None = None, progress: bool = True) -> Run:
+    """Train a run that did not finish to its end, from its last checkpoint, or anew where there is none.
+
+    On one thread the network is bit for bit that of a run which was never stopped.
+
+    Parameters
+    ----------
+    folder : of a run that was killed, interrupted or stopped by an error
+    threads : instead of those in config.toml
+
+    Raises
+    ------
+    InputError
+        If the folder is no such run, its checkpoint is damaged or of another configuration, or the data are
+        others than the run began with.
+    """
+    folder = Path(folder)
+    require_unfinished(folder)
+    config = make_config(read_toml(folder / CONFIG), {} if threads is None else {"threads": threads})
+    return _train(config, folder, resuming(folder), progress)
+
+
+def _train(
+    config: RunConfig, folder: Path, keeping_the_folder: AbstractContextManager[None], progress: bool
+) -> Run:
+    """Train to the end, from the checkpoint in the folder if there is one, and write the results."""
     dataset = load_data(config)
     model = build_model(config, dataset)
-    check_folder(folder, overwrite=overwrite)
-    trainer = build_trainer(config, model, progress=progress, callbacks=[_FolderWriter(folder, config)])
-    with thread_limit(config.threads) as threads, replacing(folder):
-        compile_seconds = _compile_kernels(model, min(config.batch_size, len(dataset.x_train)))
+    evolution = MaskEvolution()
+    callbacks = [evolution, _FolderWriter(folder, config, evolution)]
+    trainer = build_trainer(config, model, progress=progress, callbacks=callbacks)
+    with thread_limit(config.threads) as threads, keeping_the_folder:
+        if (folder / CHECKPOINT).is_file():
+            _require_config(folder / CHECKPOINT, config, load_checkpoint(folder / CHECKPOINT, trainer))
+        compile_seconds = compile_kernels(
+            model, dataset.sample_shape, min(config.batch_size, len(dataset.x_train))
+        )
         history = trainer.fit(dataset)
+        if trainer.step == trainer.first_step:
+            _make_gradients(model, dataset.sample_shape, config.batch_size)
         result = _result(config, trainer, dataset) | {"compile_seconds": compile_seconds, "threads": threads}
         run = Run(config, history, result, trainer.classifier)
         _save(run, folder, dataset)
     return run
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, *, best: bool = False) -> Run:
     """Load a run folder; `load_run(path).predict(x)` classifies samples x (n, *sample_shape).
 
     The network only predicts: the weights of its sparse layers are read-only.
 
+    Parameters
+    ----------
+    best : load the network of the epoch with the highest validation accuracy (the first of equals), not the last
+        one; `result` is that of the last one
+
     Raises
     ------
     InputError
-        If the folder is not a finished run, or a file in it is damaged.
+        If the folder is not a finished run, a file in it is damaged, or the best network is wanted of a run
+        without validation data.
     """
     folder = Path(path)
     if not (folder / CONFIG).is_file():
@@ -110,8 +166,10 @@ def load_run(path: str | Path) -> Run:
         history = History.load(folder / HISTORY)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} has a damaged result.json or history.csv: {error}") from None
+    if best and history.best() is None:
+        raise InputError(f"best must be False for {folder}, a run without validation data, not True")
     model = build_network(config, sample_shape, n_classes)
-    extra = load_model(folder / MODEL, model)
+    extra = load_model(folder / (BEST if best else MODEL), model)
     for layer in weight_layers(model).values():
         layer.freeze()
     standardization = Standardization(extra["mean"], extra["std"])
@@ -151,6 +209,9 @@ def build_trainer(
     else:
         nesterov = config.nesterov and config.momentum > 0
         optimizer = SGD(config.momentum, nesterov, config.weight_decay)
+    augmentation = None
+    if config.augmentation == "crop-flip":
+        augmentation = CropAndFlip(np.random.default_rng([config.seed, 2]))  # apart from those of weights and data
     return Trainer(
         model,
         topology=build_topology(config),
@@ -168,24 +229,52 @@ def build_trainer(
         alpha=config.alpha,
         t_end_fraction=config.t_end_fraction,
         label_smoothing=config.label_smoothing,
+        scaling=config.scaling,
+        augmentation=augmentation,
         seed=config.seed,
         callbacks=callbacks or [],
         progress=progress,
     )
 
 
-class _FolderWriter(Callback):
-    """Makes the folder once nothing can be refused any more, and saves the history after every epoch."""
+def _require_config(path: Path, config: RunConfig, saved: str) -> None:
+    """Refuse a checkpoint of another configuration; only the threads may be others."""
+    old = make_config(tomllib.loads(saved), {"threads": config.threads})
+    for name in RunConfig.model_fields:
+        was, now = getattr(old, name), getattr(config, name)
+        if was != now:
+            raise InputError(f"{path} is of a run with {name} {was!r}, not {now!r} as {CONFIG} says")
 
-    def __init__(self, folder: Path, config: RunConfig) -> None:
+
+class _FolderWriter(Callback):
+    """Makes the folder once nothing can be refused any more, and keeps it up to date after every epoch.
+
+    What a kill between two files leaves is right: the checkpoint is written first, and what follows from it is
+    written again on resuming. The best epoch always has a checkpoint, so that none can remember a best network
+    that a resumed run does not come to.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, evolution: MaskEvolution) -> None:
         self.folder = folder
         self.config = config
+        self.evolution = evolution
 
     def on_fit_start(self, trainer):
         make_folder(self.folder)
         write_text(self.folder / CONFIG, self.config.to_toml())
+        if trainer.first_step:
+            self._write_what_follows(trainer)
 
     def on_epoch_end(self, trainer, row):
+        is_due = row["epoch"] % self.config.checkpoint_every == 0 or row["epoch"] == trainer.epochs
+        if is_due or trainer.history.best() is row:
+            save_checkpoint(self.folder / CHECKPOINT, trainer, self.config.to_toml())
+        self._write_what_follows(trainer)
+
+    def _write_what_follows(self, trainer: Trainer) -> None:
+        if trainer.history.best() is trainer.history.rows[-1]:
+            _save_network(self.folder / BEST, trainer.classifier)
+        self.evolution.save(self.folder / EVOLUTION)
         trainer.history.save(self.folder / HISTORY)
 
 
@@ -200,32 +289,46 @@ def build_network(config: RunConfig, sample_shape: tuple[int, ...], n_classes: i
         "first_layer_dense": config.first_layer_dense,
         "dense_layers": config.dense_layers,
         "no_ablation_layers": config.no_ablation_layers,
+        "initializer": config.initializer,
         "backend": config.backend,
     }
-    dtype = np.dtype(config.dtype)
-    return mlp(
-        (math.prod(sample_shape), *config.hidden, n_classes),
-        activation=config.activation,
-        batch_norm=config.batch_norm,
-        dropout=config.dropout,
-        dtype=dtype,
-        rng=config.seed,
-        **sparsification,
-    )
+    options = {"dtype": np.dtype(config.dtype), "rng": config.seed, **sparsification}
+    dropout = config.dropout
+    if config.model == "mlp":
+        sizes = (math.prod(sample_shape), *config.hidden, n_classes)
+        hidden = {"activation": config.activation, "batch_norm": config.batch_norm, "dropout": dropout or 0.0}
+        return models.mlp(sizes, **hidden, **options)
+    if config.model == "cnn":
+        return models.cnn(sample_shape, n_classes, channels=config.channels, **options)
+    if config.model == "mnist_cnn":
+        rates = {} if dropout is None else {"dropout": (dropout, dropout)}
+        return models.mnist_cnn(sample_shape, n_classes, **rates, **options)
+    if config.model == "wide_resnet22":
+        rates = {} if dropout is None else {"dropout": dropout}
+        return models.wide_resnet22(sample_shape, n_classes, **rates, **options)
+    return models.resnet18(sample_shape, n_classes, **options)
 
 
-def _compile_kernels(model: Sequential, batch: int) -> float:
-    """Run the products of every sparse layer once, so that epochs are timed without compilation; seconds."""
+def compile_kernels(model: Sequential, sample_shape: tuple[int, ...], batch: int) -> float:
+    """Run a copy of each module once, forward and back, so that epochs are timed without compilation; seconds.
+
+    One after the other, because all of them would hold the memory of a training step.
+    """
     started = time.perf_counter()
-    for layer in weight_layers(model).values():
-        if layer.is_sparse:
-            n_out, n_in = layer.matrix.shape
-            x, g = np.zeros((n_in, batch), layer.matrix.dtype), np.zeros((n_out, batch), layer.matrix.dtype)
-            layer.matrix.matmul(x, layer.backend)
-            if layer.needs_grad_input:
-                layer.matrix.rmatmul(g, layer.backend)
-            layer.matrix.sampled_outer(g, x, layer.backend)
+    dtype = next(iter(model.named_parameters().values())).values.dtype
+    for _, module, shape in model.shapes(sample_shape):
+        twin = copy.deepcopy(module)
+        output = twin.forward(np.zeros((*shape, batch), dtype), training=True)
+        twin.backward(np.zeros_like(output))
     return time.perf_counter() - started
+
+
+def _make_gradients(model: Sequential, sample_shape: tuple[int, ...], batch: int) -> None:
+    """Where no epoch was left to train: let the layers hold what they hold after one, because it is counted."""
+    for _, module, shape in model.shapes(sample_shape):
+        if isinstance(module, WeightLayer):
+            output = module.forward(np.zeros((*shape, batch), module.matrix.dtype), training=True)
+            module.backward(np.zeros_like(output))
 
 
 def _result(config: RunConfig, trainer: Trainer, dataset: Dataset) -> dict[str, Any]:
@@ -250,13 +353,21 @@ def _result(config: RunConfig, trainer: Trainer, dataset: Dataset) -> dict[str, 
 
 
 def _save(run: Run, folder: Path, dataset: Dataset) -> None:
-    """Write what the run produced; result.json comes last and says that the rest is there."""
+    """Write what the run produced; result.json comes last and says that the rest is there.
+
+    Then the checkpoint has no use any more. A kill in between leaves it in a finished run, where nothing reads it.
+    """
     from sparsekit.figures import history_figure, topology_figure
 
-    standardization = run.classifier.standardization
-    save_model(folder / MODEL, run.model, {"mean": standardization.mean, "std": standardization.std})
+    _save_network(folder / MODEL, run.classifier)
     figures = history_figure(run.history), topology_figure(run.model, dataset.sample_shape)
     for name, figure in zip(FIGURES, figures, strict=True):
         with atomic_path(folder / name) as temporary:
             figure.savefig(temporary)
     write_text(folder / RESULT, json.dumps(run.result, indent=2, allow_nan=False) + "\n")
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _save_network(path: Path, classifier: Classifier) -> None:
+    standardization = classifier.standardization
+    save_model(path, classifier.model, {"mean": standardization.mean, "std": standardization.std})

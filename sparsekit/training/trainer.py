@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from sparsekit.checks import require_fraction, require_integer
+from sparsekit.checks import require_choice, require_fraction, require_integer
 from sparsekit.condensed import CondensedMatrix
 from sparsekit.counting import layer_summary, sparsity
 from sparsekit.csr import CSRMatrix
-from sparsekit.data import BatchLoader, Dataset, Standardization
+from sparsekit.data import BatchLoader, CropAndFlip, Dataset, Standardization
 from sparsekit.errors import DivergedError, InputError
 from sparsekit.kernels.threads import one_blas_thread
 from sparsekit.models import sparse_layers
 from sparsekit.nn import BatchNorm, Module, Sequential, WeightLayer, softmax_cross_entropy
 from sparsekit.optim import SGD, LearningRate, Optimizer
 from sparsekit.topology import TopologyMethod, UpdateSchedule
+from sparsekit.training.arrays import digest
 from sparsekit.training.callbacks import Callback, ProgressBar
 from sparsekit.training.classifier import Classifier
 from sparsekit.training.history import History
@@ -37,6 +38,8 @@ class Trainer:
     delta_t, alpha : steps between topology updates, and the first drop fraction
     t_end_fraction : share of all steps after which the topology is left alone
     label_smoothing : see :func:`softmax_cross_entropy`
+    scaling : "standardize": inputs of mean 0 and standard deviation 1; "unit": pixels divided by 255
+    augmentation : what the training images go through, see :class:`BatchLoader`
     seed : of the order of the batches and of random growth
     callbacks : objects that look on, see :class:`Callback`
     progress : whether to show a progress bar
@@ -46,6 +49,8 @@ class Trainer:
     history : one row an epoch
     classifier : predicts with the network, once `fit` has begun
     step : optimizer steps taken so far
+    first_step : those of them that were taken before a checkpoint which this trainer goes on from
+    fingerprint : what tells the training data from others, once `fit` has begun
     """
 
     def __init__(
@@ -61,6 +66,8 @@ class Trainer:
         alpha: float = 0.3,
         t_end_fraction: float = 0.75,
         label_smoothing: float = 0.0,
+        scaling: str = "standardize",
+        augmentation: CropAndFlip | None = None,
         seed: int = 0,
         callbacks: Iterable[Callback] = (),
         progress: bool = True,
@@ -77,29 +84,36 @@ class Trainer:
         self.schedule = UpdateSchedule(delta_t, alpha)
         self.t_end_fraction = require_fraction("t_end_fraction", t_end_fraction)
         self.label_smoothing = require_fraction("label_smoothing", label_smoothing, high_open=True)
+        self.scaling = require_choice("scaling", scaling, ("standardize", "unit"))
+        self.augmentation = augmentation
         self.callbacks = [*([ProgressBar()] if progress else []), *callbacks]
         self.batch_rng, self.topology_rng = np.random.default_rng(require_integer("seed", seed, 0)).spawn(2)
         self.history = History()
-        self.step = self.steps_per_epoch = 0
+        self.step = self.first_step = self.steps_per_epoch = 0
+        self.fingerprint: dict[str, Any] | None = None
         self._loss = self._correct = self._seen = 0.0
         self._check_storage()
 
     def fit(self, dataset: Dataset) -> History:
         """Train on `dataset.x_train` from the network's present weights; return the history.
 
+        After :func:`load_checkpoint` these are the epochs that were left.
+
         Raises
         ------
+        InputError
+            If the batches are too large, or the data are not those that the training began with.
         DivergedError
             If the loss becomes NaN or infinite; it names step, layer and learning rate.
         """
-        if self.step:
+        if self.step != self.first_step:
             raise InputError(
                 f"fit must be called once, but this trainer has taken {self.step} steps; make a new one"
             )
         loader = self.prepare(dataset)
         try:
             self._notify("on_fit_start")
-            for epoch in range(1, self.epochs + 1):
+            for epoch in range(len(self.history) + 1, self.epochs + 1):
                 seconds = self._train_epoch(loader)
                 self.history.append(self._row(epoch, dataset) | {"seconds": seconds})
                 self._notify("on_epoch_end", self.history.rows[-1])
@@ -143,6 +157,12 @@ class Trainer:
                 raise self._diverged(f"the loss on data not trained on is {loss}", inputs)
         return loss, accuracy
 
+    def go_on_from(self, history: History, step: int, fingerprint: dict[str, Any]) -> None:
+        """Stand after the epochs of `history`; :func:`load_checkpoint` does this and restores everything else."""
+        self.history = history
+        self.step = self.first_step = step
+        self.fingerprint = fingerprint
+
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole training."""
@@ -172,9 +192,11 @@ class Trainer:
             raise InputError(f"batch_size must be at most {n_train}, the training samples, not {self.batch_size}")
         if self.batch_size < 2 and any(isinstance(module, BatchNorm) for _, module in self.model.named_modules()):
             raise InputError(f"batch_size must be at least 2 with batch normalisation, not {self.batch_size}")
+        self._check_data(dataset)
         self.parameters = list(self.model.named_parameters().values())
         dtype = self.parameters[0].values.dtype
-        standardization = Standardization.fit(dataset.x_train)
+        unit = self.scaling == "unit"
+        standardization = (Standardization.unit if unit else Standardization.fit)(dataset.x_train)
         self.classifier = Classifier(self.model, standardization, dataset.sample_shape, dtype)
         loader = BatchLoader(
             dataset.x_train,
@@ -184,11 +206,27 @@ class Trainer:
             dtype=dtype,
             rng=self.batch_rng,
             drop_last=True,
+            augmentation=self.augmentation,
         )
         self.steps_per_epoch = len(loader)
         t_end = int(self.t_end_fraction * self.total_steps)
         self.schedule = UpdateSchedule(self.schedule.delta_t, self.schedule.alpha, t_end)
         return loader
+
+    def _check_data(self, dataset: Dataset) -> None:
+        """A training that was resumed must go on with the data it began with."""
+        found = {
+            "sample_shape": list(dataset.sample_shape),
+            "n_classes": dataset.n_classes,
+            "n_train": len(dataset.x_train),
+            "sha256": digest({"x_train": dataset.x_train, "y_train": dataset.y_train}),
+        }
+        if self.first_step and self.fingerprint:
+            for name, value in self.fingerprint.items():
+                if found[name] != value:
+                    expected = f"the one that this training began with, of {name} {value}"
+                    raise InputError(f"dataset must be {expected}, not {found[name]}")
+        self.fingerprint = found
 
     def _train_epoch(self, loader: BatchLoader) -> float:
         """Train on every batch once; return the seconds it took."""
