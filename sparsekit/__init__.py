@@ -19,6 +19,7 @@ _MODULE_OF = {
     "InputError": "sparsekit.errors",
     "Trainer": "sparsekit.training",
     "load_dataset": "sparsekit.data",
+    "load_exported": "sparsekit.export",
     "load_run": "sparsekit.training.run",
 }
 _SUBMODULES = (
@@ -52,6 +53,7 @@ if TYPE_CHECKING:  # what __getattr__ loads, for editors and type checkers
     from sparsekit.dense import DenseMatrix as DenseMatrix
     from sparsekit.errors import DivergedError as DivergedError
     from sparsekit.errors import InputError as InputError
+    from sparsekit.export import load_exported as load_exported
     from sparsekit.training import Classifier as Classifier
     from sparsekit.training import History as History
     from sparsekit.training import Trainer as Trainer

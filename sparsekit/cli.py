@@ -1,4 +1,4 @@
-"""The command line: `sparsekit train`, `sparsekit compare` and `sparsekit bench`.
+"""The command line: `sparsekit train`, `compare`, `evaluate`, `inspect`, `export` and `bench`.
 
 Every setting of a run is one flag, made from its description in :class:`sparsekit.config.RunConfig`.
 """
@@ -9,16 +9,16 @@ import sys
 from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from sparsekit import __version__
 from sparsekit.atomic import write_text
 from sparsekit.config import RunConfig, choices, kind, make_config, read_toml
 from sparsekit.errors import DivergedError, InputError, RunError
+from sparsekit.tables import comparison_table, evaluation_tables, export_table, inspection_tables, run_table
 
 _INTERRUPTED = 130
 _METHODS = "dense, static, set, rigl, srigl:gamma_sal=0, srigl"
@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to (default: a new one in runs/).")]
+Resume = Annotated[bool, typer.Option("--resume", help="Train the unfinished run in --out to its end.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier command wrote to --out.")]
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings; flags override it.")]
 Json = Annotated[Path | None, typer.Option("--json", help="File to write the results to, as one JSON object.")]
@@ -65,8 +66,9 @@ def main() -> None:
         _fail(message(), 2)
 
 
-def _fail(message: object, code: int) -> None:
-    line = " ".join(str(message).split())
+def _fail(message: object, code: int, notes_of: object = None) -> NoReturn:
+    """Print one line, with what was noted on the error on its way."""
+    line = " ".join("; ".join([str(message), *getattr(notes_of or message, "__notes__", [])]).split())
     print(f"sparsekit: error: {line}", file=sys.stderr)
     sys.exit(code)
 
@@ -143,25 +145,49 @@ def train(
     config: Config = None,
     out: Out = None,
     overwrite: Overwrite = False,
+    resume: Resume = False,
     json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:
     """Train one network and write its run folder: config.toml, history.csv, model, results and figures."""
-    from sparsekit.training.run import train_run
+    from sparsekit.training.run import resume_run, train_run
 
     _check_json(json_file)
-    chosen = make_config(read_toml(config) if config else {}, settings)
-    sparsity = "" if chosen.method == "dense" else f"-{chosen.sparsity:g}"
-    folder = out or _new_folder(f"{Path(chosen.dataset).stem}-{chosen.method}{sparsity}-seed{chosen.seed}")
-    run = train_run(chosen, folder, overwrite=overwrite, progress=_show_progress(quiet))
+    progress = _show_progress(quiet)
+    try:
+        if resume:
+            folder = _folder_to_resume(out, config, overwrite, settings)
+            run = resume_run(folder, threads=settings.get("threads"), progress=progress)
+        else:
+            chosen = make_config(read_toml(config) if config else {}, settings)
+            folder = out or _folder_for(chosen)
+            run = train_run(chosen, folder, overwrite=overwrite, progress=progress)
+    except KeyboardInterrupt as error:  # Typer would drop what the error says about resuming
+        _fail("interrupted", _INTERRUPTED, notes_of=error)
     _write_json(json_file, run.result)
     if not quiet:
-        _console().print(_run_table(run.result))
+        _console().print(run_table(run.result))
         print(
             f"test accuracy {run.result['test_accuracy']:.2%}, "
             f"{run.result['seconds_per_epoch']:.3g} s an epoch, "
             f"peak memory {run.result['peak_memory_bytes'] / 2**20:.0f} MiB, run in {folder}"
         )
+
+
+def _folder_to_resume(out: Path | None, config: Path | None, overwrite: bool, settings: dict[str, Any]) -> Path:
+    """A run goes on as it was set up; only the threads may be others."""
+    others = [*(["overwrite"] if overwrite else []), *(["config"] if config else []), *settings]
+    for name in others:
+        if name != "threads":
+            raise InputError(f"{name} must not be given with --resume: a run goes on as it was set up")
+    if out is None:
+        raise InputError("out must name the folder of the unfinished run with --resume, but is not given")
+    return out
+
+
+def _folder_for(config: RunConfig) -> Path:
+    sparsity = "" if config.method == "dense" else f"-{config.sparsity:g}"
+    return _new_folder(f"{Path(config.dataset).stem}-{config.method}{sparsity}-seed{config.seed}")
 
 
 @app.command()
@@ -210,8 +236,97 @@ def compare(
     )
     _write_json(json_file, {"rows": rows})
     if not quiet:
-        _console().print(_comparison_table(rows))
+        _console().print(comparison_table(rows))
         print(f"table and runs in {folder}, picture in {folder / 'comparison.png'}")
+
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.", show_default=False)]
+Best = Annotated[bool, typer.Option("--best", help="The network of the best validation accuracy, not the last.")]
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Another data set, a name or an .npz file, whose test set is used.", metavar="TEXT"),
+    ] = None,
+    best: Best = False,
+    threads: Annotated[int | None, typer.Option(help="Threads of kernels and BLAS (default: all).")] = None,
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Print the loss and accuracy of a run's network, of each class too, and the time of a batch."""
+    from sparsekit.evaluation import evaluate_run
+
+    _check_json(json_file)
+    result = evaluate_run(run, dataset, best=best, threads=threads)
+    _write_json(json_file, result)
+    if not quiet:
+        for table in evaluation_tables(result):
+            _console().print(table)
+
+
+@app.command("inspect")
+def inspect_command(
+    run: RunFolder,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Figure to write, .png, .svg or .pdf (default: RUN/inspection.png)."),
+    ] = None,
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Show a run's layers, what they cost and store, and draw its active neurons and how its masks evolved."""
+    from sparsekit.inspection import inspect_run
+    from sparsekit.training.folder import INSPECTION
+
+    _check_json(json_file)
+    inspection = inspect_run(run)
+    figure = out or run / INSPECTION
+    inspection.save_plot(figure)
+    result = inspection.result
+    _write_json(json_file, result)
+    if not quiet:
+        for table in inspection_tables(result):
+            _console().print(table)
+        print(
+            f"a training step takes {result['training_flops']:,.0f} FLOPs a sample, "
+            f"{result['training_flops'] / result['dense_training_flops']:.1%} of dense training; "
+            f"the whole training took {result['total_training_flops']:.3g}"
+        )
+        itop = "not recorded by this run" if result["itop"] is None else f"{result['itop']:.1%} of all positions"
+        print(f"ever active (ITOP rate): {itop}; figure in {figure}")
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    to: Annotated[str, typer.Option("--to", help="Storage of the sparse layers: condensed, csr or dense.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="File to write, .safetensors (default: RUN/STORAGE.safetensors)."),
+    ] = None,
+    best: Best = False,
+    overwrite: Overwrite = False,
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's network for prediction to one file, without the neurons that always give the same value.
+
+    sparsekit.load_exported(FILE).predict(x) classifies with it; its outputs are those of the trained network.
+    """
+    from sparsekit.export import export_run
+
+    _check_json(json_file)
+    result = export_run(run, to, out, best=best, overwrite=overwrite)
+    _write_json(json_file, result)
+    if not quiet:
+        _console().print(export_table(result["layers"]))
+        print(
+            f"logits differ by at most {result['largest_difference']:.2g}, "
+            f"{result['file_bytes'] / 1024:,.1f} KiB in {result['file']}"
+        )
 
 
 @app.command()
@@ -282,58 +397,3 @@ def _write_json(path: Path | None, result: dict[str, Any]) -> None:
 def _console() -> Console:
     """As wide as the table needs where the output is a file or a pipe."""
     return Console() if sys.stdout.isatty() else Console(width=200)
-
-
-def _run_table(result: dict[str, Any]) -> Table:
-    table = Table(title=f"{result['method']} on {result['dataset']}")
-    for heading in ("layer", "shape", "fan-in", "active neurons", "stored weights", "sparsity"):
-        table.add_column(heading, justify="left" if heading == "layer" else "right")
-    for layer in result["layers"]:
-        n_out, n_in = layer["shape"]
-        active = f"{layer['n_active']} of {n_out}"
-        stored = f"{layer['nnz']:,}"
-        table.add_row(
-            layer["name"], f"{n_out} x {n_in}", _fan_in(layer), active, stored, f"{layer['sparsity']:.1%}"
-        )
-    return table
-
-
-def _comparison_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(
-        caption="Inference: microseconds a sample of this storage, and how many times faster it is than the same "
-        "weights dense (BLAS) / in SciPy CSR.\nWeights KiB: values, indices, gradients, optimizer state. "
-        "Stored weights, fan-in, active neurons and inference: the first seed's."
-    )
-    headings = (
-        "method,sparsity,test accuracy %,stored weights,fan-in,active neurons,s an epoch,weights KiB,peak MiB"
-    )
-    for heading in headings.split(","):
-        table.add_column(heading, justify="left" if heading == "method" else "right")
-    for batch in (1, 256):
-        table.add_column(f"us a sample, batch {batch}", justify="right")
-    for row in rows:
-        spread = f" ± {100 * row['test_accuracy_std']:.2f}" if len(row["seeds"]) > 1 else ""
-        table.add_row(
-            row["label"],
-            f"{100 * row['sparsity']:g} %",
-            f"{100 * row['test_accuracy_mean']:.2f}{spread}",
-            f"{row['stored_weights']:,}",
-            " / ".join(_fan_in(layer) for layer in row["layers"]),
-            " / ".join(str(layer["n_active"]) for layer in row["layers"]),
-            f"{row['seconds_per_epoch_mean']:.3g}",
-            f"{row['weight_bytes_mean'] / 1024:,.0f}",
-            f"{row['peak_memory_bytes_mean'] / 2**20:.0f}",
-            *(_speed(row, batch) for batch in (1, 256)),
-        )
-    return table
-
-
-def _fan_in(layer: dict[str, Any]) -> str:
-    if layer["fan_in_min"] == layer["fan_in_max"]:
-        return str(layer["fan_in"])
-    return f"{layer['fan_in_min']}-{layer['fan_in_max']}"
-
-
-def _speed(row: dict[str, Any], batch: int) -> str:
-    stored, dense, csr = (row[f"inference_{batch}_{storage}_us"] for storage in ("stored", "dense", "csr"))
-    return f"{stored:.3g} ({dense / stored:.1f}x / {csr / stored:.1f}x)"

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sparsekit.models import weight_layers
-from sparsekit.nn import Module
+from sparsekit.nn import Conv2d, Module
 
 if TYPE_CHECKING:
     from sparsekit.training.history import History
@@ -33,7 +35,7 @@ def history_figure(history: "History") -> Figure:
     _finish(losses, "Cross-entropy", "epoch", "nats a sample")
     _finish(accuracies, "Accuracy", "epoch", "%")
     active = [key for key in keys if key.endswith(".n_active")]
-    for key, colour in zip(active, _cycle(len(active)), strict=True):
+    for key, colour in zip(active, _by_depth(len(active)), strict=True):
         neurons.plot(epochs, history.column(key), color=colour, label=key.removesuffix(".n_active"), marker=".")
     if not active:
         neurons.text(0.5, 0.5, "no sparse layers", ha="center", transform=neurons.transAxes)
@@ -45,26 +47,91 @@ def history_figure(history: "History") -> Figure:
 def topology_figure(model: Module, sample_shape: tuple[int, ...]) -> Figure:
     """Where the weights are: on the inputs, in the first layer's mask, and among the neurons of each layer."""
     layers = weight_layers(model)
-    first = next(iter(layers.values())).matrix
-    figure = Figure(figsize=(13, 4.2), dpi=DPI, layout="constrained")
+    first_layer = next(iter(layers.values()))
+    first = first_layer.matrix
+    width = 13 if len(layers) <= len(COLOURS) else 16  # for a legend beside the lines
+    figure = Figure(figsize=(width, 4.2), dpi=DPI, layout="constrained")
     inputs, mask, fan_ins = figure.subplots(1, 3, width_ratios=(1, 1.25, 1))
     readers = first.mask().sum(axis=0)
-    if len(sample_shape) == 3:
-        image = inputs.imshow(readers.reshape(sample_shape).sum(axis=0), cmap="viridis", vmin=0)
+    is_conv = isinstance(first_layer, Conv2d)
+    shape = first_layer.weight_shape[1:] if is_conv else sample_shape
+    if len(shape) == 3:
+        image = inputs.imshow(readers.reshape(shape).sum(axis=0), cmap="viridis", vmin=0)
         figure.colorbar(image, ax=inputs, shrink=0.8)
-        inputs.set(title="First layer: weights on each pixel", xticks=[], yticks=[])
+        place = "kernel tap" if is_conv else "pixel"
+        inputs.set(title=f"First layer: weights on each {place}", xticks=[], yticks=[])
     else:
         inputs.step(np.arange(readers.size), readers, where="mid", color=COLOURS[0])
         _finish(inputs, "First layer: weights on each feature", "feature", "weights")
-    mask.imshow(first.mask(), cmap="binary", aspect="auto", interpolation="antialiased")
+    mask.imshow(first.mask(), cmap="binary", vmin=0, vmax=1, aspect="auto", interpolation="antialiased")
     mask.set(title="First layer: stored weights (black)", xlabel="input", ylabel="neuron")
-    for (name, layer), colour in zip(layers.items(), _cycle(len(layers)), strict=True):
+    for (name, layer), colour in zip(layers.items(), _by_depth(len(layers)), strict=True):
         counts = np.sort(layer.matrix.fan_ins())[::-1]
         fan_ins.step(np.linspace(0, 100, counts.size), counts, where="mid", color=colour, label=name)
     fan_ins.set_ylim(bottom=0)
     _finish(fan_ins, "Fan-in of the neurons, largest first", "% of the layer's neurons", "stored inputs")
     fan_ins.set_xticks(range(0, 101, 25))
     return figure
+
+
+def inspection_figure(
+    layers: Sequence[dict[str, Any]], evolution: Sequence[dict[str, Any]] | None, title: str
+) -> Figure:
+    """Active neurons of each layer as bars, and how the masks of the sparse layers evolved, in the same colours.
+
+    `layers` and `evolution` are those of :class:`sparsekit.inspection.Inspection`.
+    """
+    recorded = list(dict.fromkeys(row["layer"] for row in evolution or ()))
+    colours = dict(zip(recorded, _by_depth(len(recorded)), strict=True))
+    height = 1.4 + 0.3 * len(layers)
+    if evolution:
+        figure = Figure(figsize=(13, max(7.5, height)), dpi=DPI, layout="constrained")
+        panels = figure.subplot_mosaic([["bars", "active"], ["bars", "replaced"], ["bars", "itop"]])
+        for name in ("replaced", "itop"):
+            panels[name].sharex(panels["active"])
+        _active_neurons(panels["bars"], layers, colours)
+        sizes = {layer["name"]: layer["shape"][0] for layer in layers}
+        for name, colour in colours.items():
+            _evolution(panels, [row for row in evolution if row["layer"] == name], sizes[name], colour)
+        _finish(panels["active"], "Active neurons", "", "% of the layer's neurons")
+        _finish(panels["replaced"], "Weights replaced at an update", "", "% of the layer's weights")
+        _finish(
+            panels["itop"], "Positions that have been active so far (ITOP)", "step", "% of the layer's positions"
+        )
+        panels["active"].set_ylim(max(0, panels["active"].dataLim.y0 - 5), 101)
+        panels["replaced"].set_ylim(bottom=0)
+        panels["itop"].set_ylim(bottom=0)
+    else:
+        figure = Figure(figsize=(7, max(2.5, height)), dpi=DPI, layout="constrained")
+        _active_neurons(figure.subplots(), layers, colours)
+    figure.suptitle(title if evolution is not None else f"{title}\nthe evolution of the masks was not recorded")
+    return figure
+
+
+def _active_neurons(axes: Axes, layers: Sequence[dict[str, Any]], colours: dict[str, str]) -> None:
+    """One bar a layer, grey where its masks have no record; a frame where they have, for the neurons before."""
+    thickness = min(0.8, 0.3 + 0.05 * len(layers))
+    for i, layer in enumerate(layers):
+        n_out, n_active, initial = layer["shape"][0], layer["n_active"], layer["initial_n_active"]
+        axes.barh(i, 100 * n_active / n_out, thickness, color=colours.get(layer["name"], "0.65"))
+        if layer["name"] in colours:
+            axes.barh(i, 100 * initial / n_out, thickness, facecolor="none", edgecolor="0.2", linewidth=0.8)
+        axes.text(102, i, f"{n_active} of {n_out}", va="center", fontsize=8)
+    axes.set_yticks(range(len(layers)), [layer["name"] for layer in layers])
+    axes.set_xticks(range(0, 101, 25))
+    axes.set(xlim=(0, 122), ylim=(len(layers) - 0.4, -0.6), xlabel="% of the layer's neurons")
+    axes.set_title("Active neurons after the training" + ("; frames: before it" if colours else ""))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _evolution(panels: dict[str, Axes], rows: Sequence[dict[str, Any]], n_out: int, colour: str) -> None:
+    """The lines of one layer; the first row is that of the masks before the training."""
+    steps = [row["step"] for row in rows]
+    style: dict[str, Any] = {"color": colour, "marker": "." if len(rows) <= 50 else "", "linewidth": 1.2}
+    panels["active"].plot(steps, [100 * row["n_active"] / n_out for row in rows], **style)
+    replaced = [100 * row["n_grown"] / max(row["nnz"], 1) for row in rows[1:]]
+    panels["replaced"].plot(steps[1:], replaced, **style)
+    panels["itop"].plot(steps, [100 * row["itop"] for row in rows], **style)
 
 
 def comparison_figure(rows: Sequence[dict[str, Any]], title: str) -> Figure:
@@ -127,9 +194,15 @@ def _finish(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
-    if axes.get_legend_handles_labels()[0]:
+    n_labels = len(axes.get_legend_handles_labels()[0])
+    if n_labels > len(COLOURS):  # too many to stand within
+        axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), labelspacing=0.3)
+    elif n_labels:
         axes.legend(frameon=False)
 
 
-def _cycle(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+def _by_depth(count: int) -> list[str]:
+    """A colour for each of some layers: told apart where they are few, from dark to light where they are many."""
+    if count <= len(COLOURS):
+        return list(COLOURS[:count])
+    return [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0, 0.9, count))]

@@ -146,6 +146,10 @@ def bad_data(tmp_path_factory):
     (folder / "unknown.toml").write_text("spasity = 0.5")
     (folder / "notes").mkdir()
     (folder / "notes" / "a.txt").write_text("")
+    for name, files in {"done": ("config.toml", "result.json"), "stopped": ("config.toml",)}.items():
+        (folder / name).mkdir()
+        for file in files:
+            (folder / name / file).write_text("")
     return folder
 
 
@@ -175,6 +179,23 @@ def bad_data(tmp_path_factory):
         (["train", "--out", "notes", *QUICK], "out notes exists and is not a run"),
         (["train", "--out", "text.npz", *QUICK], "out text.npz exists and is not a run"),
         (["train", "--out", "text.npz/x", *QUICK], "out text.npz/x cannot be made: Not a directory"),
+        (
+            ["train", "--out", "stopped"],
+            "stopped holds a run already, not finished; name a new folder or pass --res",
+        ),
+        (["train", "--resume"], "out must name the folder of the unfinished run with --resume"),
+        (["train", "--resume", "--out", "runs/x"], "out runs/x does not exist; there is nothing to resume"),
+        (["train", "--resume", "--out", "notes"], "out notes exists and is not a run: it holds 'a.txt'; there is"),
+        (["train", "--resume", "--out", "done"], "out done holds a finished run; there is nothing to resume"),
+        (["train", "--resume", "--out", "stopped", "--overwrite"], "overwrite must not be given with --resume"),
+        (
+            ["train", "--resume", "--out", "stopped", "--config", "c.toml"],
+            "config must not be given with --resume",
+        ),
+        (["train", "--resume", "--out", "stopped", "--epochs", "9"], "epochs must not be given with --resume"),
+        (["train", "--resume", "--out", "stopped", "--no-revive"], "revive must not be given with --resume"),
+        (["train", "--resume", "--out", "stopped", "--threads", "0"], "threads must be an integer >= 1, not '0'"),
+        (["compare", "--resume"], "No such option: --resume"),
         (["train", "--json", "nowhere/r.json"], "json must name a file in a folder that exists"),
         (["train", "--json", "notes"], "json must name a file"),
         (["train", "--config", "notes"], "config notes cannot be read: Is a directory"),
@@ -225,16 +246,48 @@ def test_a_diverged_run_is_one_line_and_keeps_its_history(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_ctrl_c_keeps_the_history_and_exits_with_130(tmp_path):
+def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(tmp_path):
     command = [sys.executable, "-m", "sparsekit", "train", "--epochs", "100000", "--out", "x", "--quiet"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    history = tmp_path / "x" / "history.csv"
-    deadline = time.monotonic() + 60
-    while not history.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors == "sparsekit: error: interrupted\n"
-    assert len(History.load(history)) >= 1
-    assert {path.name for path in (tmp_path / "x").iterdir()} == {"config.toml", "history.csv"}
+    history, rows = tmp_path / "x" / "history.csv", 0
+    for arguments in (command, [*command[:4], "--resume", "--out", "x", "--quiet"]):
+        process = subprocess.Popen(
+            arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (history.exists() and len(History.load(history)) > rows):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert errors == "sparsekit: error: interrupted; go on with: sparsekit train --resume --out x\n"
+        assert len(History.load(history)) > rows
+        rows = len(History.load(history))
+        names = {"checkpoint.safetensors", "config.toml", "history.csv", "topology.csv"}
+        assert {path.name for path in (tmp_path / "x").iterdir()} == names
+
+
+def test_resume_ends_a_run_like_train(tmp_path):
+    assert run("train", *QUICK, "--out", "x", "--quiet", cwd=tmp_path).returncode == 0
+    (tmp_path / "y").mkdir()
+    (tmp_path / "y" / "config.toml").write_bytes((tmp_path / "x" / "config.toml").read_bytes())
+    done = run("train", "--resume", "--out", "y", "--json", "r.json", "--threads", "1", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "test accuracy" in done.stdout
+    assert "run in y" in done.stdout
+    assert sparsekit.load_run(tmp_path / "y").result == json.loads((tmp_path / "r.json").read_text())
+    networks = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("x", "y")]
+    assert networks[0] == networks[1]
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path):
+    resource = pytest.importorskip("resource")
+    command = [sys.executable, "-m", "sparsekit", "train", *QUICK, "--backend", "vectorized", "--out", "x"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("sparsekit: error: [Errno 27] File too large: ")
+    assert "x/checkpoint.safetensors" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert {path.name for path in (tmp_path / "x").iterdir()} == {"config.toml"}

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 
 from sparsekit import models
 from sparsekit.condensed import CondensedMatrix
-from sparsekit.figures import comparison_figure, history_figure, topology_figure
+from sparsekit.figures import comparison_figure, history_figure, inspection_figure, topology_figure
 from sparsekit.nn import Linear, Sequential
 from sparsekit.training import History
 
@@ -74,6 +74,9 @@ def test_history_of_one_epoch_and_of_many_layers():
     names = tuple(f"fc{i}" for i in range(1, 10))  # more than there are colours
     neurons = drawn(history_figure(history(epochs=1, layers=names))).axes[2]
     assert legend_of(neurons) == list(names)
+    assert len({line.get_color() for line in neurons.lines}) == len(names)
+    inside = neurons.get_window_extent()
+    assert neurons.get_legend().get_window_extent().x0 >= inside.x1  # beside the lines, not on them
 
 
 # Topology
@@ -90,6 +93,18 @@ def test_topology_of_images(shape):
     np.testing.assert_array_equal(image, expected)
     np.testing.assert_array_equal(masks.images[0].get_array(), mask)
     assert legend_of(fan_ins) == ["fc1", "fc2"]
+
+
+@pytest.mark.parametrize("storage", ["condensed", "dense"])
+def test_topology_of_convolutions(storage):
+    """What has inputs in common are the taps of the kernel, not pixels."""
+    model = models.cnn((2, 8, 8), 3, channels=(4, 5), storage=storage, sparsity=0.6)
+    mask = models.weight_layers(model)["conv1"].matrix.mask()
+    inputs, masks, fan_ins = drawn(topology_figure(model, (2, 8, 8))).axes[:3]
+    np.testing.assert_array_equal(inputs.images[0].get_array(), mask.reshape(4, 2, 3, 3).sum(axis=(0, 1)))
+    np.testing.assert_array_equal(masks.images[0].get_array(), mask)
+    assert masks.images[0].get_clim() == (0, 1)  # a full mask is black, not white
+    assert legend_of(fan_ins) == ["conv1", "conv2", "fc"]
 
 
 @pytest.mark.parametrize("storage", ["condensed", "csr", "dense"])
@@ -126,6 +141,62 @@ def test_topology_with_ablated_neurons():
     inputs, _, fan_ins = drawn(topology_figure(Sequential({"fc1": first, "fc2": empty}), (6,))).axes
     assert list(inputs.lines[0].get_ydata()) == [1, 1, 1, 0, 0, 1]
     assert lines_of(fan_ins) == {"fc1": [2, 2, 0, 0], "fc2": [0]}
+
+
+# Inspection
+
+
+def inspected(n_layers, n_updates, dense=()):
+    """Layers l1, l2, ... and their evolution, as :func:`sparsekit.inspection.inspect_run` gives them."""
+    layers, evolution = [], []
+    for i in range(n_layers):
+        name, n_out = f"l{i + 1}", 10 * (i + 1)
+        layer = {"name": name, "shape": [n_out, 7], "n_active": n_out - i, "initial_n_active": n_out}
+        layers.append(layer)
+        for k in range(0 if name in dense else n_updates + 1):
+            row = {"step": 5 * k, "layer": name, "nnz": 40, "n_grown": (i + k) % 7, "itop": (k + 1) / 50}
+            evolution.append(row | {"n_active": n_out - min(i, k)})
+    return layers, evolution
+
+
+@pytest.mark.parametrize(("n_layers", "n_updates"), [(1, 1), (3, 4), (21, 60)])
+def test_inspection_shows_every_layer(n_layers, n_updates):
+    layers, evolution = inspected(n_layers, n_updates, dense=["l2"])
+    figure = drawn(inspection_figure(layers, evolution, "a title"))
+    bars, active, replaced, itop = figure.axes
+    assert figure.get_suptitle() == "a title"
+    assert [label.get_text() for label in bars.get_yticklabels()] == [layer["name"] for layer in layers]
+    texts = [text.get_text() for text in bars.texts]
+    assert texts == [f"{layer['n_active']} of {layer['shape'][0]}" for layer in layers]
+    filled = [bar for bar in bars.patches if bar.get_facecolor()[3]]
+    shares = [100 * layer["n_active"] / layer["shape"][0] for layer in layers]
+    assert [bar.get_width() for bar in filled] == pytest.approx(shares)
+    sparse = [layer["name"] for layer in layers if layer["name"] != "l2"]
+    assert len(bars.patches) - len(filled) == len(sparse)  # frames: what there was at the start
+    colours = [to_hex(bar.get_facecolor()) for bar, layer in zip(filled, layers, strict=True)]
+    assert len(set(colours)) == len(layers)
+    for axes in (active, replaced, itop):
+        drawn_colours = [to_hex(line.get_color()) for line in axes.lines]
+        assert drawn_colours == [c for c, layer in zip(colours, layers, strict=True) if layer["name"] in sparse]
+    for name, n_active, moved, rate in zip(sparse, active.lines, replaced.lines, itop.lines, strict=True):
+        rows = [row for row in evolution if row["layer"] == name]
+        n_out = 10 * int(name[1:])
+        assert list(n_active.get_xdata()) == list(itop.lines[0].get_xdata()) == [row["step"] for row in rows]
+        assert list(n_active.get_ydata()) == pytest.approx([100 * row["n_active"] / n_out for row in rows])
+        assert list(moved.get_xdata()) == [row["step"] for row in rows[1:]]
+        assert list(moved.get_ydata()) == pytest.approx([100 * row["n_grown"] / 40 for row in rows[1:]])
+        assert list(rate.get_ydata()) == pytest.approx([100 * row["itop"] for row in rows])
+    bottom, top = active.get_ylim()
+    assert bottom <= min(line.get_ydata().min() for line in active.lines) <= 100 < top
+
+
+@pytest.mark.parametrize("evolution", [None, []])
+def test_inspection_without_an_evolution(evolution):
+    layers = [layer | {"initial_n_active": None} for layer in inspected(3, 0)[0]]
+    figure = drawn(inspection_figure(layers, evolution, "a title"))
+    (bars,) = figure.axes
+    assert len(bars.patches) == 3
+    assert ("not recorded" in figure.get_suptitle()) == (evolution is None)
 
 
 # Comparison

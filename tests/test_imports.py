@@ -27,19 +27,23 @@ ALLOWED = {
     "optim": {"nn"},
     "data": set(),
     "models": {"nn", "distributions", "masks", "stored", "csr", "condensed", "dense"},
-    "counting": {"models", "nn"},
+    "counting": {"models", "nn", "stored", "kernels"},
     "config": set(),
     "figures": {"models", "nn", "training"},
-    "inference": {"models", "nn", "dense", "kernels"},
+    "inference": {"models", "nn", "csr", "dense", "kernels", "stored"},
     "training": {
         "models", "nn", "optim", "topology", "data", "counting", "config", "figures", "kernels",
         "stored", "csr", "condensed", "dense",
     },
+    "inspection": {"counting", "models", "training", "figures"},
+    "evaluation": {"data", "kernels", "nn", "training"},
+    "export": {"data", "models", "nn", "stored", "csr", "condensed", "dense", "training"},
     "comparison": {"config", "data", "inference", "kernels", "training", "figures"},
     "bench": {
         "config", "data", "training", "counting", "figures", "kernels", "masks", "csr", "condensed", "convolution",
     },
-    "cli": {"config", "training", "comparison", "bench"},
+    "tables": set(),
+    "cli": {"config", "training", "comparison", "inspection", "evaluation", "export", "bench", "tables"},
     "__main__": {"cli"},
 }  # fmt: skip
 

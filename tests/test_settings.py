@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sparsekit import Trainer, kernels, load_dataset, models
+from sparsekit import Trainer, kernels, load_dataset, models, nn
 from sparsekit.config import RunConfig, choices, make_config
-from sparsekit.training.run import train_run
+from sparsekit.training.run import build_model, train_run
 
 BASE = {
     "dataset": "digits",
@@ -172,9 +172,17 @@ def test_ablation_settings_do_what_they_say(train):
     assert n_active(no_ablation_layers=())[1] < 10
 
 
-def test_there_is_one_architecture():
-    """A second one needs a case above."""
-    assert choices("model") == ["mlp"]
+def test_every_architecture_is_built():
+    """The large ones are too slow for a case above; their layers tell them apart."""
+    n_layers = {"mlp": 2, "cnn": 3, "mnist_cnn": 4, "resnet18": 21, "wide_resnet22": 23}
+    assert set(choices("model")) == set(n_layers)
+    dataset = load_dataset("digits")
+    for name, expected in n_layers.items():
+        config = make_config(BASE | {"model": name, "dropout": 0.125})
+        model = build_model(config, dataset)
+        assert len(models.weight_layers(model)) == expected
+        rates = {module.p for _, module in model.named_modules() if isinstance(module, nn.Dropout)}
+        assert rates == (set() if name in ("cnn", "resnet18") else {0.125})
 
 
 @pytest.mark.parametrize("name", kernels.BACKENDS)

@@ -3,8 +3,8 @@
 A run folder holds config.toml, history.csv and topology.csv (rewritten after every epoch), model.safetensors,
 result.json and the figures history.png and topology.png. With validation data there is also best.safetensors, the
 network of the epoch with the highest validation accuracy; without them there is none, because the test set must
-not choose.
-Until the run is finished checkpoint.safetensors holds what a killed one goes on from.
+not choose. Until the run is finished checkpoint.safetensors holds what a killed one goes on from. Later
+inspection.png and the exported condensed.safetensors, csr.safetensors and dense.safetensors may be added.
 """
 
 import copy

@@ -1,0 +1,99 @@
+"""An exported network's architecture as JSON has it: what its modules are, not their weights."""
+
+from typing import Any
+
+import numpy as np
+
+from sparsekit.condensed import CondensedMatrix
+from sparsekit.csr import CSRMatrix
+from sparsekit.dense import DenseMatrix
+from sparsekit.nn import (
+    GELU,
+    AvgPool2d,
+    BatchNorm,
+    BatchNorm2d,
+    Conv2d,
+    Flatten,
+    GlobalAvgPool,
+    Linear,
+    MaxPool2d,
+    Module,
+    ReLU,
+    Residual,
+    Sequential,
+)
+from sparsekit.stored import StoredMatrix
+
+STORAGES: dict[str, type[StoredMatrix]] = {"condensed": CondensedMatrix, "csr": CSRMatrix, "dense": DenseMatrix}
+_PLAIN: dict[str, type[Module]] = {kind.__name__: kind for kind in (Flatten, GELU, GlobalAvgPool, ReLU)}
+_POOLS: dict[str, type[AvgPool2d | MaxPool2d]] = {kind.__name__: kind for kind in (AvgPool2d, MaxPool2d)}
+_NORMS: dict[str, type[BatchNorm]] = {kind.__name__: kind for kind in (BatchNorm, BatchNorm2d)}
+_LAYERS: dict[str, type[Conv2d | Linear]] = {kind.__name__: kind for kind in (Conv2d, Linear)}
+
+
+def describe(model: Sequential) -> dict[str, dict[str, Any]]:
+    """What :func:`build` needs to make such a network, as JSON has it: its modules by name, in forward order."""
+    return {name: _about(layer) for name, layer in model.layers.items()}
+
+
+def build(layers: dict[str, dict[str, Any]], dtype: np.dtype) -> Sequential:
+    """A network as :func:`describe` has described it; its sparse weights are empty, everything else is zero.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If it is no such description.
+    """
+    return Sequential(_built(layers, dtype))
+
+
+def _about(module: Module) -> dict[str, Any]:
+    about: dict[str, Any] = {"type": type(module).__name__}
+    if isinstance(module, Sequential):
+        return about | {"layers": describe(module)}
+    if isinstance(module, Residual):
+        shortcut = None if module.shortcut is None else describe(module.shortcut)
+        return about | {"branch": describe(module.branch), "shortcut": shortcut, "relu": module.relu}
+    if isinstance(module, AvgPool2d | MaxPool2d):
+        return about | {"kernel_size": module.kernel_size, "stride": module.stride}
+    if isinstance(module, BatchNorm):
+        return about | {"n_features": len(module.running_mean), "momentum": module.momentum, "eps": module.eps}
+    if isinstance(module, Linear | Conv2d):
+        about |= {
+            "shape": module.matrix.shape,
+            "storage": storage_of(module.matrix),
+            "bias": module.bias is not None,
+            "budget": module.budget,
+        }
+    if isinstance(module, Conv2d):
+        names = "in_channels", "kernel_size", "stride", "padding"
+        about |= {name: getattr(module.products, name) for name in names}
+    return about
+
+
+def storage_of(matrix: StoredMatrix) -> str:
+    """The name of a matrix's storage."""
+    return next(name for name, kind in STORAGES.items() if isinstance(matrix, kind))
+
+
+def _built(layers: dict[str, dict[str, Any]], dtype: np.dtype) -> dict[str, Module]:
+    return {name: _module(about, dtype) for name, about in layers.items()}
+
+
+def _module(about: dict[str, Any], dtype: np.dtype) -> Module:
+    options = dict(about)
+    kind = options.pop("type")
+    if kind in _PLAIN:
+        return _PLAIN[kind]()
+    if kind in _POOLS:
+        return _POOLS[kind](**options)
+    if kind in _NORMS:
+        return _NORMS[kind](**options, dtype=dtype)
+    if kind == "Sequential":
+        return build(options["layers"], dtype)
+    if kind == "Residual":
+        shortcut = None if options["shortcut"] is None else _built(options["shortcut"], dtype)
+        return Residual(_built(options["branch"], dtype), shortcut, relu=options["relu"])
+    storage, shape = STORAGES[options.pop("storage")], options.pop("shape")
+    matrix = storage.from_mask(np.full(shape, storage is DenseMatrix), dtype)
+    return _LAYERS[kind](matrix, **options)
