@@ -293,7 +293,7 @@ def inspect_command(
         print(
             f"a training step takes {result['training_flops']:,.0f} FLOPs a sample, "
             f"{result['training_flops'] / result['dense_training_flops']:.1%} of dense training; "
-            f"the whole training took {result['total_training_flops']:.3g}"
+            f"the whole training took {result['total_training_flops']:.3g} FLOPs"
         )
         itop = "not recorded by this run" if result["itop"] is None else f"{result['itop']:.1%} of all positions"
         print(f"ever active (ITOP rate): {itop}; figure in {figure}")
