@@ -19,7 +19,7 @@ from sparsekit.stored import SparseMatrix, StoredMatrix, real_array, require_out
 if TYPE_CHECKING:
     from sparsekit.kernels.conv import Affine
 
-_BAND = 4 << 20  # bytes of patches at a time: they stay in the cache
+_CACHED = 512 << 10  # bytes of patches at a time
 
 
 class ImageProducts(ABC):
@@ -307,7 +307,7 @@ class Im2colConvolution(ImageProducts):
     """Convolution as a product of matrices: the patch around each output pixel becomes a column.
 
     For dense weights, which BLAS multiplies, and for the backends that have no convolution of their own. A few
-    rows of the output are computed at a time, so that their columns stay in the cache.
+    pixels of the output are computed at a time, so that their columns stay in the cache.
 
     Parameters
     ----------
@@ -330,9 +330,9 @@ class Im2colConvolution(ImageProducts):
         self.backend = backend
 
     def _forward(self, x, out, before, bias, relu):
-        for rows, patches in self._bands(x, out.shape[1:3], before):
-            y = self.matrix.matmul(patches, self.backend, bias=bias, relu=relu)
-            out[:, rows] = y.reshape(out[:, rows].shape)
+        for rows, columns, patches in self._patches(x, out.shape[1:3], before):
+            part = out[:, rows, columns]
+            part[...] = self.matrix.matmul(patches, self.backend, bias=bias, relu=relu).reshape(part.shape)
 
     def _input_gradient(self, g, out):
         (height, width), (top, left) = out.shape[1:3], self.padding
@@ -341,34 +341,42 @@ class Im2colConvolution(ImageProducts):
             shape = (self.in_channels, height + 2 * top, width + 2 * left, g.shape[3])
             padded = aligned_empty(shape, out.dtype)
         padded[...] = 0
-        for rows in self._row_bands(g.shape[1:3], g.shape[3]):
-            patches = self.matrix.rmatmul(g[:, rows].reshape(self.out_channels, -1), self.backend)
+        for rows, column_bands in self._bands(g.shape[1:3], g.shape[3]):
             windows = self._windows(padded[:, self._rows_seen(rows)], g.shape[2])
-            patches = patches.reshape(windows.shape)
-            for i, j in np.ndindex(*self.kernel_size):  # windows overlap where i or j differ, not for one (i, j)
-                windows[:, i, j] += patches[:, i, j]
+            for columns in column_bands:
+                part = windows[..., columns, :]
+                patches = self.matrix.rmatmul(g[:, rows, columns].reshape(self.out_channels, -1), self.backend)
+                patches = patches.reshape(part.shape)
+                for i, j in np.ndindex(*self.kernel_size):  # windows overlap where i or j differ, only there
+                    part[:, i, j] += patches[:, i, j]
         if padded is not out:
             out[...] = padded[:, top : top + height, left : left + width]
 
     def _weight_gradient(self, g, x, before):
         total = np.zeros_like(self.matrix.values)
-        for rows, patches in self._bands(x, g.shape[1:3], before):
-            total += self.matrix.sampled_outer(g[:, rows].reshape(self.out_channels, -1), patches, self.backend)
+        for rows, columns, patches in self._patches(x, g.shape[1:3], before):
+            part = g[:, rows, columns].reshape(self.out_channels, -1)
+            total += self.matrix.sampled_outer(part, patches, self.backend)
         return total
 
-    def _bands(self, x: np.ndarray, size: Pair, before: Affine | None) -> Iterator[tuple[slice, np.ndarray]]:
-        """Rows of the output and the patches that they see, (in_channels * kernel, rows * width * batch)."""
-        for rows in self._row_bands(size, x.shape[3]):
+    def _patches(
+        self, x: np.ndarray, size: Pair, before: Affine | None
+    ) -> Iterator[tuple[slice, slice, np.ndarray]]:
+        """Rows and columns of the output and the patches they see, (in_channels * kernel, pixels * batch)."""
+        for rows, column_bands in self._bands(size, x.shape[3]):
             windows = self._windows(self._padded_rows(x, self._rows_seen(rows), before), size[1])
-            patches = aligned_empty(windows.shape, x.dtype)
-            patches[...] = windows
-            yield rows, patches.reshape(self.matrix.shape[1], -1)
+            for columns in column_bands:
+                part = windows[..., columns, :]
+                patches = aligned_empty(part.shape, x.dtype)
+                patches[...] = part
+                yield rows, columns, patches.reshape(self.matrix.shape[1], -1)
 
-    def _row_bands(self, size: Pair, batch: int) -> Iterator[slice]:
-        row_bytes = self.matrix.shape[1] * size[1] * batch * self.matrix.values.itemsize
-        rows = max(1, _BAND // max(1, row_bytes))
-        for first in range(0, size[0], rows):
-            yield slice(first, min(first + rows, size[0]))
+    def _bands(self, size: Pair, batch: int) -> Iterator[tuple[slice, list[slice]]]:
+        """Rows of the output and, within them, columns: as many pixels as stay in the cache as patches."""
+        pixels = max(1, _CACHED // max(1, self.matrix.shape[1] * batch * self.matrix.values.itemsize))
+        column_bands = _slices(size[1], min(pixels, size[1]))
+        for rows in _slices(size[0], max(1, pixels // size[1])):
+            yield rows, column_bands
 
     def _rows_seen(self, rows: slice) -> slice:
         """Rows of the padded input that rows of the output see."""
@@ -397,6 +405,10 @@ class Im2colConvolution(ImageProducts):
         kernel, stride = self.kernel_size, self.stride
         windows = sliding_window_view(band, kernel, axis=(1, 2), writeable=True)[:, :: stride[0], :: stride[1]]
         return windows[:, :, :width].transpose(0, 4, 5, 1, 2, 3)
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 def _taps_of_class(start: int, kernel: int, stride: int, padding: int) -> range:

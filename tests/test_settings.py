@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sparsekit import Trainer, kernels, load_dataset, models, nn
+from sparsekit import InputError, Trainer, kernels, load_dataset, models, nn
 from sparsekit.config import RunConfig, choices, make_config
 from sparsekit.training.run import build_model, train_run
 
@@ -178,11 +178,16 @@ def test_every_architecture_is_built():
     assert set(choices("model")) == set(n_layers)
     dataset = load_dataset("digits")
     for name, expected in n_layers.items():
-        config = make_config(BASE | {"model": name, "dropout": 0.125})
-        model = build_model(config, dataset)
+        settings = BASE | {"model": name}
+        if name in ("cnn", "resnet18"):
+            with pytest.raises(InputError, match=f"dropout must be left out with model {name}, which has none"):
+                build_model(make_config(settings, {"dropout": 0.125}), dataset)
+        else:
+            settings["dropout"] = 0.125
+        model = build_model(make_config(settings), dataset)
         assert len(models.weight_layers(model)) == expected
         rates = {module.p for _, module in model.named_modules() if isinstance(module, nn.Dropout)}
-        assert rates == (set() if name in ("cnn", "resnet18") else {0.125})
+        assert rates == ({0.125} if "dropout" in settings else set())
 
 
 @pytest.mark.parametrize("name", kernels.BACKENDS)

@@ -294,6 +294,8 @@ def build_network(config: RunConfig, sample_shape: tuple[int, ...], n_classes: i
     }
     options = {"dtype": np.dtype(config.dtype), "rng": config.seed, **sparsification}
     dropout = config.dropout
+    if dropout is not None and config.model in ("cnn", "resnet18"):
+        raise InputError(f"dropout must be left out with model {config.model}, which has none, not {dropout}")
     if config.model == "mlp":
         sizes = (math.prod(sample_shape), *config.hidden, n_classes)
         hidden = {"activation": config.activation, "batch_norm": config.batch_norm, "dropout": dropout or 0.0}
