@@ -11,6 +11,7 @@ import pstats
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,20 @@ def main(settings: dict[str, Any]) -> None:
     x = rng.standard_normal((settings["batch"], 3, 32, 32), dtype=np.float32)
     y = rng.integers(0, 10, settings["batch"])
     build = _pytorch if settings["library"] == "PyTorch" else _sparsekit
-    step, finish = build(x, y, settings)
-    for line in sys.stdin:
-        if line.strip() == "end":
-            print(json.dumps(finish()), flush=True)
-            break
-        started = time.perf_counter()
-        step()
-        print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
+    with ExitStack() as stack:
+        step, finish = build(x, y, settings, stack)
+        for line in sys.stdin:
+            if line.strip() == "end":
+                print(json.dumps(finish()), flush=True)
+                break
+            started = time.perf_counter()
+            step()
+            print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
 
 
-def _sparsekit(x: np.ndarray, y: np.ndarray, settings: dict[str, Any]) -> tuple[Callable[[], Any], Callable]:
+def _sparsekit(
+    x: np.ndarray, y: np.ndarray, settings: dict[str, Any], stack: ExitStack
+) -> tuple[Callable[[], Any], Callable]:
     from sparsekit.config import make_config
     from sparsekit.counting import peak_memory_bytes
     from sparsekit.data import Dataset
@@ -56,9 +60,9 @@ def _sparsekit(x: np.ndarray, y: np.ndarray, settings: dict[str, Any]) -> tuple[
     chosen = {key: settings[key] for key in ("method", "sparsity", "seed")}
     config = make_config(chosen, {"model": "resnet18", "batch_size": len(x), "epochs": 1000, "scaling": "unit"})
     model = build_model(config, dataset)
-    thread_limit(settings["threads"]).__enter__()  # for as long as this process lives
+    stack.enter_context(thread_limit(settings["threads"]))
     if settings["method"] != "dense":
-        one_blas_thread().__enter__()
+        stack.enter_context(one_blas_thread())
     compile_kernels(model, dataset.sample_shape, len(x))
     trainer = build_trainer(config, model, progress=False)
     inputs, labels = next(iter(trainer.prepare(dataset)))
@@ -97,7 +101,9 @@ def _update(trainer: Any, step: Callable[[], None]) -> float | None:
     return time.perf_counter() - started
 
 
-def _pytorch(x: np.ndarray, y: np.ndarray, settings: dict[str, Any]) -> tuple[Callable[[], Any], Callable]:
+def _pytorch(
+    x: np.ndarray, y: np.ndarray, settings: dict[str, Any], stack: ExitStack
+) -> tuple[Callable[[], Any], Callable]:
     from sparsekit.bench.torch_competitors import resnet18_step
     from sparsekit.counting import peak_memory_bytes
 
