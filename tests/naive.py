@@ -1,4 +1,4 @@
-"""Slow, independent versions: the oracles of ``test_topology.py`` and of ``test_convolution.py``.
+"""Slow, independent versions: the oracles of ``test_topology.py``, of convolutions, pooling and normalisation.
 
 Written from the specification alone, with nothing but Python lists, loops over positions, and ``sorted`` on
 (-score, flat index). NumPy only turns arrays into lists at the entrance and lists into arrays at the exit.
@@ -242,6 +242,146 @@ def convolution_weight_gradient(
         for b in range(x.shape[3]):
             dw[o][i][u][v] += gradient[o][r][c][b] * image[i][row][column][b]
     return np.array(dw)
+
+
+def rectified(y: np.ndarray) -> np.ndarray:
+    """ReLU: negative values become zero, NaN stays NaN."""
+    flat = [0.0 if value < 0 else value for value in y.reshape(-1).astype(float).tolist()]
+    return np.array(flat).reshape(y.shape)
+
+
+def scaled_and_rectified(x: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """ReLU of scale[c] * x[c] + shift[c] for images (channels, height, width, batch)."""
+    y = np.zeros(x.shape)
+    for c in range(len(x)):
+        for h, w, b in np.ndindex(x.shape[1:]):
+            y[c, h, w, b] = float(scale[c]) * float(x[c, h, w, b]) + float(shift[c])
+    return rectified(y)
+
+
+def conv_layer(
+    weight: np.ndarray,
+    mask: np.ndarray,
+    x: np.ndarray,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    *,
+    bias: np.ndarray | None = None,
+    relu: bool = False,
+    before: tuple[np.ndarray, np.ndarray] | None = None,
+) -> np.ndarray:
+    """ReLU of (convolution of x, or of the ReLU of scale * x + shift, plus the bias of the output channel)."""
+    y = convolution(weight, mask, x if before is None else scaled_and_rectified(x, *before), stride, padding)
+    if bias is not None:
+        for o, h, w, b in np.ndindex(y.shape):
+            y[o, h, w, b] += float(bias[o])
+    return rectified(y) if relu else y
+
+
+def max_pooling(x: np.ndarray, kernel: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
+    """The largest value of each window, NaN if it holds one."""
+    shape, y = _pooled_shape(x, kernel, stride), []
+    for c, h, w, b in np.ndindex(shape):
+        values = [float(x[c, row, column, b]) for row, column in _window(h, w, kernel, stride)]
+        y.append(next((value for value in values if value != value), max(values)))
+    return np.array(y).reshape(shape)
+
+
+def max_pooling_gradient(
+    g: np.ndarray, x: np.ndarray, kernel: tuple[int, int], stride: tuple[int, int]
+) -> np.ndarray:
+    """Each g goes to the largest pixel of its window: a NaN, if there is one; the first among equals."""
+    dx = np.zeros(x.shape)
+    for c, h, w, b in np.ndindex(g.shape):
+        pixels = _window(h, w, kernel, stride)
+        values = [float(x[c, row, column, b]) for row, column in pixels]
+        nans = [k for k, value in enumerate(values) if value != value]
+        row, column = pixels[nans[0] if nans else values.index(max(values))]
+        dx[c, row, column, b] += float(g[c, h, w, b])
+    return dx
+
+
+def average_pooling(x: np.ndarray, kernel: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
+    """The mean of each window."""
+    shape, y = _pooled_shape(x, kernel, stride), []
+    for c, h, w, b in np.ndindex(shape):
+        values = [float(x[c, row, column, b]) for row, column in _window(h, w, kernel, stride)]
+        y.append(sum(values) / len(values))
+    return np.array(y).reshape(shape)
+
+
+def average_pooling_gradient(
+    g: np.ndarray, x: np.ndarray, kernel: tuple[int, int], stride: tuple[int, int]
+) -> np.ndarray:
+    """Each g is shared out evenly among the pixels of its window."""
+    dx = np.zeros(x.shape)
+    for c, h, w, b in np.ndindex(g.shape):
+        pixels = _window(h, w, kernel, stride)
+        for row, column in pixels:
+            dx[c, row, column, b] += float(g[c, h, w, b]) / len(pixels)
+    return dx
+
+
+def feature_statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and biased variance of every feature of x (features, ...), in float64."""
+    means, variances = [], []
+    for row in x.reshape(len(x), -1).tolist():
+        mean = sum(row) / len(row)
+        means.append(mean)
+        variances.append(sum((value - mean) ** 2 for value in row) / len(row))
+    return np.array(means), np.array(variances)
+
+
+def batch_norm(
+    x: np.ndarray, mean: np.ndarray, var: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float
+) -> np.ndarray:
+    """weight * (x - mean) / sqrt(var + eps) + bias, feature by feature; x is (features, ...)."""
+    y = []
+    for i, row in enumerate(x.reshape(len(x), -1).tolist()):
+        std = (float(var[i]) + eps) ** 0.5
+        y.append([float(weight[i]) * (value - float(mean[i])) / std + float(bias[i]) for value in row])
+    return np.array(y).reshape(x.shape)
+
+
+def batch_norm_gradient(
+    g: np.ndarray, x: np.ndarray, weight: np.ndarray, eps: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """dx, d weight, d bias in training, by the derivative of every output with respect to every input.
+
+    With z_j = (x_j - mean) / std, of n values: dz_j / dx_i = (1[i = j] - 1 / n - z_i z_j / n) / std.
+    """
+    means, variances = feature_statistics(x)
+    dx, d_weight, d_bias = [], [], []
+    for i, (row, grad) in enumerate(
+        zip(x.reshape(len(x), -1).tolist(), g.reshape(len(g), -1).tolist(), strict=True)
+    ):
+        n, std = len(row), (variances[i] + eps) ** 0.5
+        z = [(value - means[i]) / std for value in row]
+        d_weight.append(sum(grad[j] * z[j] for j in range(n)))
+        d_bias.append(sum(grad))
+        dz = [float(weight[i]) * value for value in grad]
+        dx.append([sum(dz[j] * ((i == j) - 1 / n - z[i] * z[j] / n) / std for j in range(n)) for i in range(n)])
+    return np.array(dx).reshape(x.shape), np.array(d_weight), np.array(d_bias)
+
+
+def residual_sum(branch: np.ndarray, side: np.ndarray, relu: bool) -> np.ndarray:
+    """The ReLU of branch + side, or that sum."""
+    pairs = zip(branch.reshape(-1).tolist(), side.reshape(-1).tolist(), strict=True)
+    y = np.array([a + b for a, b in pairs]).reshape(branch.shape)
+    return rectified(y) if relu else y
+
+
+def _pooled_shape(x: np.ndarray, kernel: tuple[int, int], stride: tuple[int, int]) -> tuple[int, ...]:
+    """(channels, pooled height, pooled width, batch): windows that lie within the image."""
+    size = (len(range(0, x.shape[1 + d] - kernel[d] + 1, stride[d])) for d in (0, 1))
+    return (len(x), *size, x.shape[3])
+
+
+def _window(h: int, w: int, kernel: tuple[int, int], stride: tuple[int, int]) -> list[tuple[int, int]]:
+    """(row, column) of the pixels of window (h, w), row by row."""
+    rows = range(h * stride[0], h * stride[0] + kernel[0])
+    columns = range(w * stride[1], w * stride[1] + kernel[1])
+    return [(row, column) for row in rows for column in columns]
 
 
 def _products(

@@ -11,8 +11,11 @@ import sys
 from itertools import product
 from pathlib import Path
 
+import naive
 import numpy as np
 from kernel_helpers import VARIANTS, assert_within_rounding, mask_of, misaligned
+from layer_helpers import assert_close, normalization
+from layer_helpers import results as results_of
 from numba.core.dispatcher import Dispatcher
 from test_convolution import Case, assert_results_within_rounding
 
@@ -20,6 +23,7 @@ from sparsekit import kernels
 from sparsekit.condensed import CondensedMatrix
 from sparsekit.convolution import Convolution
 from sparsekit.csr import CSRMatrix
+from sparsekit.nn import BatchNorm2d, Conv2d, MaxPool2d, ReLU, Sequential
 
 STORAGES = [CondensedMatrix, CSRMatrix]
 STRIDE, PADDING = (2, 1), (1, 2)
@@ -53,9 +57,73 @@ def convolutions():
             yield f"{storage.__name__}, {x.dtype}, batch {batch}", case.convolution(storage), case
 
 
+def networks():
+    """(name, normalisation, convolution, x, g); the convolution may apply the normalisation to what it reads."""
+    rng = np.random.default_rng(0)
+    for name, conv, case in convolutions():
+        layer = Conv2d(conv.matrix, 2, 3, STRIDE, PADDING)
+        layer.bias.values[...] = rng.standard_normal((3, 1))
+        layer.keep_dense_gradient = True
+        yield name, normalization(BatchNorm2d, 2, rng, case.x.dtype), layer, case.x, case.g
+
+
+def of_layers():
+    """Normalisation, convolution and pooling, each alone or fused with a ReLU, by name."""
+    for name, norm, conv, x, g in networks():
+        if x.shape[3] > 1:
+            network = Sequential(
+                {"bn": norm, "relu": ReLU(), "conv": conv, "behind": ReLU(), "pool": MaxPool2d(2)}
+            )
+            for what, array in results_of(network, x, g[:, :1, :2]).items():
+                yield f"{name}: {what}", array
+            yield f"{name}: dense gradient", conv.dense_gradient()
+        yield f"{name}: bias and ReLU", conv.forward(x, relu=True)
+        yield f"{name}: normalised", norm.forward(x, relu=True, side=x)
+
+
+def check_layers(found):
+    """Against plain loops in float64; takes out what it has checked."""
+    for name, norm, conv, x, g in networks():
+        mask, weight = (array.reshape(3, 2, 3, 3) for array in (conv.matrix.mask(), conv.matrix.to_dense()))
+        parameters = norm.weight.values[:, 0], norm.bias.values[:, 0]
+        bias = conv.bias.values[:, 0]
+        expected = {}
+        if x.shape[3] > 1:
+            mean, var = naive.feature_statistics(x)
+            normalised = naive.batch_norm(x, mean, var, *parameters, norm.eps)
+            seen = naive.rectified(normalised)
+            y = naive.conv_layer(weight, mask, seen, STRIDE, PADDING, bias=bias, relu=True)
+            of_y = naive.max_pooling_gradient(g[:, :1, :2], y, (2, 2), (2, 2)) * (y > 0)
+            of_seen = naive.convolution_input_gradient(weight, mask, of_y, x.shape[1:3], STRIDE, PADDING)
+            dx, d_weight, d_bias = naive.batch_norm_gradient(
+                of_seen * (normalised > 0), x, parameters[0], norm.eps
+            )
+            dw = naive.convolution_weight_gradient(np.ones_like(mask), of_y, seen, STRIDE, PADDING)
+            n = x[0].size
+            norm.running_mean += 0.1 * (mean[:, None] - norm.running_mean)
+            norm.running_var += 0.1 * (var[:, None] * n / (n - 1) - norm.running_var)
+            expected |= {
+                "output": naive.max_pooling(y, (2, 2), (2, 2)),
+                "gradient of the input": dx,
+                "gradient of bn.weight": d_weight[:, None],
+                "gradient of bn.bias": d_bias[:, None],
+                "gradient of conv.weight": dw[mask].reshape(conv.matrix.values.shape),
+                "gradient of conv.bias": of_y.sum(axis=(1, 2, 3))[:, None],
+                "bn.running_mean": norm.running_mean,
+                "bn.running_var": norm.running_var,
+                "dense gradient": dw.reshape(3, -1),
+            }
+        expected["bias and ReLU"] = naive.conv_layer(weight, mask, x, STRIDE, PADDING, bias=bias, relu=True)
+        running = norm.running_mean[:, 0], norm.running_var[:, 0]
+        normalised = naive.batch_norm(x, *running, *parameters, norm.eps)
+        expected["normalised"] = naive.residual_sum(normalised, x, relu=True)
+        for what, array in expected.items():
+            assert_close(found.pop(f"{name}: {what}"), array, 1e-5 if x.dtype == np.float32 else 1e-12, what)
+
+
 def save_results(path):
     """What the package computes."""
-    results = {}
+    results = dict(of_layers())
     for name, matrix, _, _, x, g, bias in layers():
         results[f"{name}: matmul"] = matrix.matmul(x)
         results[f"{name}: matmul, frozen"] = matrix.frozen().matmul(x)
@@ -87,6 +155,7 @@ def check_results(path):
     for name, _, case in convolutions():
         stored = [results.pop(f"{name}: {what}") for what in ("forward", "input", "weight")]
         assert_results_within_rounding(case, stored, Case.oracle)
+    check_layers(results)
     assert not results
 
 
@@ -155,6 +224,17 @@ def use_operands_of_every_kind():
     columns.values.flags.writeable = False
     for other in (conv, Convolution(columns.frozen(), 2, 3, STRIDE, PADDING)):
         other.forward(x), other.input_gradient(g, input_size=(4, 3)), other.weight_gradient(g, x)
+    for _, norm, conv, x, g in networks():
+        pool, around = MaxPool2d(2), Sequential({"bn": norm, "relu": ReLU(), "conv": conv})
+        results_of(around, x, g)
+        twins = around, copy.deepcopy(around), pickle.loads(pickle.dumps(around))
+        for variant in VARIANTS.values():
+            x_like, g_like = np.asarray(variant(x)), np.asarray(variant(g))
+            norm.forward(x_like, side=x_like), conv.forward(x_like, relu=True)
+            for network in twins:
+                results_of(network, x_like, g_like)
+            if x_like.dtype == x.dtype:  # pooling takes numbers as they are
+                results_of(pool, x_like, x_like[:, :2, :1])
 
 
 def print_specialisations():

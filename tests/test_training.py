@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from sparsekit import InputError, Trainer, counting, load_dataset, models
+from sparsekit import InputError, Trainer, counting, load_dataset, models, nn
 from sparsekit.data import BatchLoader, Dataset, Standardization
 from sparsekit.errors import DivergedError
 from sparsekit.masks import has_constant_fan_in
+from sparsekit.models.building import conv_layer, linear_layer, sparsified
 from sparsekit.nn import softmax_cross_entropy
 from sparsekit.optim import SGD, AdamW, LearningRate
 from sparsekit.topology import SET, RigL, SRigL, Static
@@ -287,6 +288,22 @@ def test_a_diverged_run_names_step_layer_and_learning_rate():
     assert "come from layer 'fc" in message
     assert "the learning rate was 1e+12" in message
     assert "\n" not in message
+
+
+def test_a_residual_block_that_diverges_is_named():
+    """Its two ways are not one after the other: only the block itself can be run on what came before it."""
+    block = nn.Residual(
+        {"conv": conv_layer(4, 2, 3, 2, padding=1, dtype=np.float32)},
+        {"conv": conv_layer(4, 2, 1, 2, dtype=np.float32)},
+    )
+    layers = {"block": block, "pool": nn.GlobalAvgPool(), "fc": linear_layer(2, 4, np.float32)}
+    model = sparsified(layers, 0, {"storage": "dense"})
+    models.weight_layers(model)["block.shortcut.conv"].weight.values[...] = 3e38
+    images = np.random.default_rng(0).standard_normal((8, 2, 4, 4)).astype(np.float32)
+    y = np.arange(8) % 2
+    trainer = Trainer(model, epochs=1, batch_size=4, progress=False)
+    with pytest.raises(DivergedError, match="the first values that are not finite come from layer 'block'"):
+        trainer.fit(Dataset("noise", images, y, images, y, ("a", "b")))
 
 
 def test_a_network_that_diverges_in_the_last_step_is_reported():

@@ -79,6 +79,8 @@ class Residual(Module):
     ) -> None:
         if not branch:
             raise InputError("branch must have at least one module, not none")
+        if "shortcut" in branch:
+            raise InputError("branch must not name a module 'shortcut', which is what the other way is called")
         self.branch = Sequential(branch)
         self.shortcut = None if shortcut is None else Sequential(shortcut)
         self.relu = relu

@@ -16,7 +16,7 @@ from sparsekit.data import BatchLoader, CropAndFlip, Dataset, Standardization
 from sparsekit.errors import DivergedError, InputError
 from sparsekit.kernels.threads import one_blas_thread
 from sparsekit.models import sparse_layers
-from sparsekit.nn import BatchNorm, Module, Sequential, WeightLayer, softmax_cross_entropy
+from sparsekit.nn import BatchNorm, Module, Residual, Sequential, WeightLayer, softmax_cross_entropy
 from sparsekit.optim import SGD, LearningRate, Optimizer
 from sparsekit.topology import TopologyMethod, UpdateSchedule
 from sparsekit.training.arrays import digest
@@ -321,6 +321,7 @@ def _first_non_finite(model: Module, x: np.ndarray, prefix: str = "") -> str | N
         output = child.forward(x)
         if not np.isfinite(output).all():
             dotted = f"{prefix}{name}"
-            return _first_non_finite(child, x, f"{dotted}.") or dotted
+            within = None if isinstance(child, Residual) else _first_non_finite(child, x, f"{dotted}.")
+            return within or dotted
         x = output
     return None
