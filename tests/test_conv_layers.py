@@ -28,7 +28,8 @@ from layer_helpers import (
 from test_convolution import cases, draw_case, larger_case, needs_speed
 
 from sparsekit import CondensedMatrix, CSRMatrix, DenseMatrix, InputError, convolution
-from sparsekit.convolution import Convolution, Im2colConvolution
+from sparsekit.convolution import Convolution
+from sparsekit.im2col import Im2colConvolution
 from sparsekit.kernels import conv as conv_kernels
 from sparsekit.kernels import normalization as normalization_kernels
 from sparsekit.kernels.conv import Affine

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparsekit.checks import Pair
-from sparsekit.convolution import Convolution, Im2colConvolution, ImageProducts
+from sparsekit.convolution import Convolution, ImageProducts
 from sparsekit.dense import DenseMatrix
 from sparsekit.errors import InputError
+from sparsekit.im2col import Im2colConvolution
 from sparsekit.nn.module import remembered
 from sparsekit.nn.weighted import WeightLayer
 from sparsekit.stored import SparseMatrix, StoredMatrix
