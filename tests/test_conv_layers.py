@@ -27,7 +27,7 @@ from layer_helpers import (
 )
 from test_convolution import cases, draw_case, larger_case, needs_speed
 
-from sparsekit import CondensedMatrix, CSRMatrix, DenseMatrix, InputError, convolution
+from sparsekit import CondensedMatrix, CSRMatrix, DenseMatrix, InputError, im2col
 from sparsekit.convolution import Convolution
 from sparsekit.im2col import Im2colConvolution
 from sparsekit.kernels import conv as conv_kernels
@@ -66,7 +66,7 @@ def small_caches(rng):
     """Images are cut into bands of rows and columns, and channels into blocks, as far larger ones would be."""
     with ExitStack() as stack:
         if rng.random() < 0.7:
-            stack.enter_context(patch.object(convolution, "_CACHED", int(rng.choice([1, 2_000, 20_000]))))
+            stack.enter_context(patch.object(im2col, "_CACHED", int(rng.choice([1, 2_000, 20_000]))))
             stack.enter_context(patch.object(conv_kernels, "_CACHED", int(rng.choice([1, 1_000, 5_000]))))
             stack.enter_context(patch.object(conv_kernels, "_NEAR", int(rng.choice([1, 2_000]))))
             stack.enter_context(patch.object(conv_kernels, "_ROWS", 1))
