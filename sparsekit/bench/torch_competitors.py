@@ -176,6 +176,21 @@ def _images_last(results: Any) -> list[np.ndarray]:
     return [image.transpose(1, 2, 3, 0) for image in images[:2]] + [g.reshape(len(g), -1) for g in images[2:]]
 
 
+def _ready(threads: int, seed: int) -> Any:
+    """PyTorch with so many threads and this seed; an ImportError where it is not there."""
+    torch = load()
+    if torch is None:
+        raise ImportError("PyTorch cannot be imported")
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    return torch
+
+
+def _sgd(torch: ModuleType, model: Any) -> Any:
+    """The optimizer of the networks that are trained: ours by default, in PyTorch's fastest form."""
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
+
+
 def train_mlp(
     dataset: Dataset, hidden: Sequence[int], *, batch_size: int, epochs: int, threads: int, seed: int
 ) -> dict[str, Any]:
@@ -186,21 +201,14 @@ def train_mlp(
     ImportError
         If PyTorch is not there.
     """
-    torch: Any = load()
-    if torch is None:
-        raise ImportError("PyTorch cannot be imported")
-    torch.set_num_threads(threads)
-    torch.manual_seed(seed)
+    torch = _ready(threads, seed)
     standardization = Standardization.fit(dataset.x_train)
     x, x_test = (_standardized(torch, part, standardization) for part in (dataset.x_train, dataset.x_test))
     y, y_test = (torch.from_numpy(labels) for labels in (dataset.y_train, dataset.y_test))
     sizes = (dataset.n_features, *hidden, dataset.n_classes)
     layers = [torch.nn.Linear(n_in, n_out) for n_in, n_out in pairwise(sizes)]
     model = torch.nn.Sequential(*(part for layer in layers for part in (layer, torch.nn.ReLU())))[:-1]
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
-    )
-    loss = torch.nn.CrossEntropyLoss()
+    optimizer, loss = _sgd(torch, model), torch.nn.CrossEntropyLoss()
     seconds = []
     for _ in range(epochs):
         started = time.perf_counter()
@@ -236,18 +244,11 @@ def resnet18_step(
     ImportError
         If PyTorch is not there.
     """
-    torch: Any = load()
-    if torch is None:
-        raise ImportError("PyTorch cannot be imported")
-    torch.set_num_threads(threads)
-    torch.manual_seed(seed)
+    torch = _ready(threads, seed)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     model = _resnet18(torch).to(memory_format=memory_format)
     images, labels = torch.from_numpy(x).to(memory_format=memory_format), torch.from_numpy(y)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
-    )
-    loss = torch.nn.CrossEntropyLoss()
+    optimizer, loss = _sgd(torch, model), torch.nn.CrossEntropyLoss()
 
     def step() -> None:
         optimizer.zero_grad()

@@ -2,18 +2,21 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 
 from sparsekit.errors import InputError
 from sparsekit.nn.parameter import Parameter
 
+Kept = TypeVar("Kept")
 
-def remembered(array: np.ndarray | None) -> np.ndarray:
+
+def remembered(kept: Kept | None) -> Kept:
     """What forward kept for backward; an error in words where there was no forward pass in training."""
-    if array is None:
+    if kept is None:
         raise InputError("backward needs a forward pass with training=True before it")
-    return array
+    return kept
 
 
 class Module(ABC):

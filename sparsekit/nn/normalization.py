@@ -9,7 +9,7 @@ import numpy as np
 from sparsekit.checks import require_integer
 from sparsekit.errors import InputError
 from sparsekit.kernels.memory import aligned_empty
-from sparsekit.nn.module import Module
+from sparsekit.nn.module import Module, remembered
 from sparsekit.nn.parameter import Parameter
 from sparsekit.stored import real_array
 
@@ -107,9 +107,7 @@ class BatchNorm(Module):
         """The gradient of x; with `overwrite` in the memory of `grad_output`."""
         from sparsekit.kernels import normalization
 
-        if self._remembered is None:
-            raise InputError("backward needs a forward pass with training=True before it")
-        (x, mean, inverse_std, (scale, shift), relu), self._remembered = self._remembered, None
+        (x, mean, inverse_std, (scale, shift), relu), self._remembered = remembered(self._remembered), None
         grad_weight, grad_bias = np.empty_like(mean), np.empty_like(mean)
         weight = self.weight.values[:, 0].astype(np.float64)
         if grad_output.shape != x.shape:

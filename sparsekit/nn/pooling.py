@@ -25,9 +25,7 @@ class _Pool2d(Module):
         self._input_shape: tuple[int, ...] | None = None
 
     def output_shape(self, input_shape):
-        if len(input_shape) != 3:
-            raise InputError(f"x must be images (channels, height, width, batch), not {(*input_shape, 'batch')}")
-        channels, *size = input_shape
+        channels, *size = _images(input_shape)
         if size[0] < self.kernel_size[0] or size[1] < self.kernel_size[1]:
             kernel = f"{self.kernel_size[0]} x {self.kernel_size[1]}"
             raise InputError(f"kernel_size must be at most the image {size[0]} x {size[1]}, not {kernel}")
@@ -41,12 +39,11 @@ class _Pool2d(Module):
         return self._pooled(x, shape, training)
 
     def backward(self, grad_output):
-        if self._input_shape is None:
-            raise InputError("backward needs a forward pass with training=True before it")
-        shape = (*self.output_shape(self._input_shape[:3]), self._input_shape[3])
+        input_shape = remembered(self._input_shape)
+        shape = (*self.output_shape(input_shape[:3]), input_shape[3])
         if grad_output.shape != shape:
             raise InputError(f"grad_output must have shape {shape}, not {grad_output.shape}")
-        out = aligned_empty(self._input_shape, grad_output.dtype)
+        out = aligned_empty(input_shape, grad_output.dtype)
         out[...] = 0
         self._input_shape = None
         self._add_gradient(np.require(grad_output, requirements=["C", "A", "W"]), out)
@@ -115,14 +112,16 @@ class GlobalAvgPool(Module):
         return x.mean(axis=(1, 2))
 
     def backward(self, grad_output):
-        if self._input_shape is None:
-            raise InputError("backward needs a forward pass with training=True before it")
-        shape, self._input_shape = self._input_shape, None
+        shape, self._input_shape = remembered(self._input_shape), None
         out = aligned_empty(shape, grad_output.dtype)
         out[...] = (grad_output * grad_output.dtype.type(1 / (shape[1] * shape[2])))[:, np.newaxis, np.newaxis]
         return out
 
     def output_shape(self, input_shape):
-        if len(input_shape) != 3:
-            raise InputError(f"x must be images (channels, height, width, batch), not {(*input_shape, 'batch')}")
-        return input_shape[:1]
+        return _images(input_shape)[:1]
+
+
+def _images(input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(input_shape) != 3:
+        raise InputError(f"x must be images (channels, height, width, batch), not {(*input_shape, 'batch')}")
+    return input_shape

@@ -27,7 +27,7 @@ from sparsekit.errors import InputError
 from sparsekit.kernels.threads import thread_limit
 from sparsekit.models import weight_layers
 from sparsekit.models.building import Sparsification
-from sparsekit.nn import Sequential, WeightLayer
+from sparsekit.nn import Module, Sequential, WeightLayer
 from sparsekit.optim import SGD, AdamW, LearningRate, Optimizer
 from sparsekit.topology import SET, RigL, SRigL, Static, TopologyMethod
 from sparsekit.training.callbacks import Callback
@@ -319,9 +319,7 @@ def compile_kernels(model: Sequential, sample_shape: tuple[int, ...], batch: int
     started = time.perf_counter()
     dtype = next(iter(model.named_parameters().values())).values.dtype
     for _, module, shape in model.shapes(sample_shape):
-        twin = copy.deepcopy(module)
-        output = twin.forward(np.zeros((*shape, batch), dtype), training=True)
-        twin.backward(np.zeros_like(output))
+        _run_on_zeros(copy.deepcopy(module), (*shape, batch), dtype)
     return time.perf_counter() - started
 
 
@@ -329,8 +327,12 @@ def _make_gradients(model: Sequential, sample_shape: tuple[int, ...], batch: int
     """Where no epoch was left to train: let the layers hold what they hold after one, because it is counted."""
     for _, module, shape in model.shapes(sample_shape):
         if isinstance(module, WeightLayer):
-            output = module.forward(np.zeros((*shape, batch), module.matrix.dtype), training=True)
-            module.backward(np.zeros_like(output))
+            _run_on_zeros(module, (*shape, batch), module.matrix.dtype)
+
+
+def _run_on_zeros(module: Module, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    output = module.forward(np.zeros(shape, dtype), training=True)
+    module.backward(np.zeros_like(output))
 
 
 def _result(config: RunConfig, trainer: Trainer, dataset: Dataset) -> dict[str, Any]:
