@@ -13,7 +13,7 @@ venv: $(VENV)/.installed ## build .venv with sparsekit and its development tools
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sparsekit needs Python 3.11 or newer, not " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,analysis]'
 	@touch $@
 
 demo: venv ## compare six methods at 90 % and 98 % sparsity on digits, with a picture

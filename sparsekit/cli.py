@@ -4,26 +4,32 @@ Every setting of a run is one flag, made from its description in :class:`sparsek
 """
 
 import inspect
-import json
-import sys
 from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from sparsekit import __version__
-from sparsekit.atomic import write_text
 from sparsekit.config import RunConfig, choices, kind, make_config, read_toml
-from sparsekit.errors import DivergedError, InputError, RunError
+from sparsekit.console import (
+    INTERRUPTED,
+    Json,
+    Out,
+    Quiet,
+    check_json,
+    console,
+    fail,
+    numbers,
+    run_app,
+    show_progress,
+    write_json,
+)
+from sparsekit.errors import InputError
 from sparsekit.tables import comparison_table, evaluation_tables, export_table, inspection_tables, run_table
 
-_INTERRUPTED = 130
 _METHODS = "dense, static, set, rigl, srigl:gamma_sal=0, srigl"
-
-Number = TypeVar("Number", int, float)
 
 app = typer.Typer(
     add_completion=False,
@@ -32,45 +38,9 @@ app = typer.Typer(
     help="Dynamic sparse training with constant fan-in: stored sparse, trained sparse.",
 )
 
-Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to (default: a new one in runs/).")]
 Resume = Annotated[bool, typer.Option("--resume", help="Train the unfinished run in --out to its end.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier command wrote to --out.")]
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings; flags override it.")]
-Json = Annotated[Path | None, typer.Option("--json", help="File to write the results to, as one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors, and show no progress bar.")]
-
-
-def main() -> None:
-    """Run the command line; a user's mistake is one line on stderr and exit code 2, never a traceback."""
-    try:
-        code = app(standalone_mode=False) or 0
-        if code == _INTERRUPTED:  # Typer turns Ctrl-C into this code without a word
-            _fail("interrupted", _INTERRUPTED)
-        sys.exit(code)
-    except InputError as error:
-        _fail(error, 2)
-    except (DivergedError, RunError) as error:
-        _fail(error, 1)
-    except MemoryError as error:
-        _fail(f"not enough memory: {error}", 1)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", _INTERRUPTED)
-    except OSError as error:
-        _fail(error, 1)
-    except Exception as error:
-        message = getattr(error, "format_message", None)
-        if message is None:  # not a usage error of the command-line library: a bug
-            raise
-        if not message():  # no command was named; the help is printed already
-            sys.exit(2)
-        _fail(message(), 2)
-
-
-def _fail(message: object, code: int, notes_of: object = None) -> NoReturn:
-    """Print one line, with what was noted on the error on its way."""
-    line = " ".join("; ".join([str(message), *getattr(notes_of or message, "__notes__", [])]).split())
-    print(f"sparsekit: error: {line}", file=sys.stderr)
-    sys.exit(code)
 
 
 def _with_settings(leave_out: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -129,6 +99,11 @@ def _flag(name: str) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
+def main() -> None:
+    """Run the command line."""
+    run_app(app)
+
+
 @app.callback(invoke_without_command=True)
 def _version(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
@@ -152,8 +127,8 @@ def train(
     """Train one network and write its run folder: config.toml, history.csv, model, results and figures."""
     from sparsekit.training.run import resume_run, train_run
 
-    _check_json(json_file)
-    progress = _show_progress(quiet)
+    check_json(json_file)
+    progress = show_progress(quiet)
     try:
         if resume:
             folder = _folder_to_resume(out, config, overwrite, settings)
@@ -163,10 +138,10 @@ def train(
             folder = out or _folder_for(chosen)
             run = train_run(chosen, folder, overwrite=overwrite, progress=progress)
     except KeyboardInterrupt as error:  # Typer would drop what the error says about resuming
-        _fail("interrupted", _INTERRUPTED, notes_of=error)
-    _write_json(json_file, run.result)
+        fail("interrupted", INTERRUPTED, notes_of=error)
+    write_json(json_file, run.result)
     if not quiet:
-        _console().print(run_table(run.result))
+        console().print(run_table(run.result))
         print(
             f"test accuracy {run.result['test_accuracy']:.2%}, "
             f"{run.result['seconds_per_epoch']:.3g} s an epoch, "
@@ -217,7 +192,7 @@ def compare(
     """Train several methods on the same data and seeds, each in a process of its own, and print one table."""
     from sparsekit import comparison
 
-    _check_json(json_file)
+    check_json(json_file)
     shared = (read_toml(config) if config else {}) | settings
     # what the file says of one run is what is compared where no flag says more
     methods = methods if methods is not None else str(shared.pop("method", _METHODS))
@@ -228,15 +203,15 @@ def compare(
     rows = comparison.compare(
         shared,
         methods.split(","),
-        _numbers("sparsities", sparsities, float),
-        _numbers("seeds", seeds, int),
+        numbers("sparsities", sparsities, float),
+        numbers("seeds", seeds, int),
         folder,
         overwrite=overwrite,
-        progress=_show_progress(quiet),
+        progress=show_progress(quiet),
     )
-    _write_json(json_file, {"rows": rows})
+    write_json(json_file, {"rows": rows})
     if not quiet:
-        _console().print(comparison_table(rows))
+        console().print(comparison_table(rows))
         print(f"table and runs in {folder}, picture in {folder / 'comparison.png'}")
 
 
@@ -259,12 +234,12 @@ def evaluate(
     """Print the loss and accuracy of a run's network, of each class too, and the time of a batch."""
     from sparsekit.evaluation import evaluate_run
 
-    _check_json(json_file)
+    check_json(json_file)
     result = evaluate_run(run, dataset, best=best, threads=threads)
-    _write_json(json_file, result)
+    write_json(json_file, result)
     if not quiet:
         for table in evaluation_tables(result):
-            _console().print(table)
+            console().print(table)
 
 
 @app.command("inspect")
@@ -281,15 +256,15 @@ def inspect_command(
     from sparsekit.inspection import inspect_run
     from sparsekit.training.folder import INSPECTION
 
-    _check_json(json_file)
+    check_json(json_file)
     inspection = inspect_run(run)
     figure = out or run / INSPECTION
     inspection.save_plot(figure)
     result = inspection.result
-    _write_json(json_file, result)
+    write_json(json_file, result)
     if not quiet:
         for table in inspection_tables(result):
-            _console().print(table)
+            console().print(table)
         print(
             f"a training step takes {result['training_flops']:,.0f} FLOPs a sample, "
             f"{result['training_flops'] / result['dense_training_flops']:.1%} of dense training; "
@@ -318,11 +293,11 @@ def export(
     """
     from sparsekit.export import export_run
 
-    _check_json(json_file)
+    check_json(json_file)
     result = export_run(run, to, out, best=best, overwrite=overwrite)
-    _write_json(json_file, result)
+    write_json(json_file, result)
     if not quiet:
-        _console().print(export_table(result["layers"]))
+        console().print(export_table(result["layers"]))
         print(
             f"logits differ by at most {result['largest_difference']:.2g}, "
             f"{result['file_bytes'] / 1024:,.1f} KiB in {result['file']}"
@@ -348,29 +323,17 @@ def bench(
     from sparsekit.bench.report import tables
     from sparsekit.bench.run import run
 
-    _check_json(json_file)
-    counts = _numbers("threads", threads, int) if threads is not None else None
+    check_json(json_file)
+    counts = numbers("threads", threads, int) if threads is not None else None
     folder = out or _new_folder(f"bench-{benchmark}")
-    results = run(benchmark, folder, threads=counts, quick=quick, seed=seed, progress=_show_progress(quiet))
-    _write_json(json_file, results.to_json())
+    results = run(benchmark, folder, threads=counts, quick=quick, seed=seed, progress=show_progress(quiet))
+    write_json(json_file, results.to_json())
     if not quiet:
         for name, rows in results.rows.items():
             for table in tables(name, rows):
-                _console().print(table)
+                console().print(table)
         print("\n".join([*(f"{name}: {value}" for name, value in results.environment.items()), *results.notes]))
         print(f"tables and figures in {folder}")
-
-
-def _show_progress(quiet: bool) -> bool:
-    """Bars are for terminals; in a log file every refresh would be a line of its own."""
-    return not quiet and sys.stderr.isatty()
-
-
-def _numbers(name: str, text: str, kind: type[Number]) -> list[Number]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"{name} must be numbers separated by commas, not {text!r}") from None
 
 
 def _new_folder(name: str) -> Path:
@@ -381,19 +344,3 @@ def _new_folder(name: str) -> Path:
         folder = Path("runs") / f"{name}-{number}"
         number += 1
     return folder
-
-
-def _check_json(path: Path | None) -> None:
-    """Refuse a place that cannot be written to before hours of training, not after."""
-    if path and (not path.absolute().parent.is_dir() or (path.exists() and not path.is_file())):
-        raise InputError(f"json must name a file in a folder that exists, not {path}")
-
-
-def _write_json(path: Path | None, result: dict[str, Any]) -> None:
-    if path:
-        write_text(path, json.dumps(result, indent=2) + "\n")
-
-
-def _console() -> Console:
-    """As wide as the table needs where the output is a file or a pipe."""
-    return Console() if sys.stdout.isatty() else Console(width=200)

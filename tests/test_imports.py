@@ -44,7 +44,10 @@ ALLOWED = {
         "config", "data", "training", "counting", "figures", "kernels", "masks", "csr", "condensed", "convolution",
     },
     "tables": set(),
-    "cli": {"config", "training", "comparison", "inspection", "evaluation", "export", "bench", "tables"},
+    "console": set(),
+    "cli": {
+        "config", "console", "training", "comparison", "inspection", "evaluation", "export", "bench", "tables",
+    },
     "__main__": {"cli"},
 }  # fmt: skip
 
