@@ -22,7 +22,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,10 +31,11 @@ from rich.table import Table
 
 from analysis.plots import save_figure
 from analysis.plots.timings import gpu_figure, speedups_figure, times_figure
-from sparsekit.atomic import write_text
+from analysis.tables import write_csv
 from sparsekit.checks import require_choice
-from sparsekit.console import Json, Out, Quiet, check_json, console, run_app, write_json
+from sparsekit.console import Json, Out, Quiet, check_json, console, new_folder, run_app, write_json
 from sparsekit.errors import InputError
+from sparsekit.training.folder import make_folder
 
 LAYER = "3072 -> 768"
 BENCH = Path("results/bench/linear.csv")
@@ -220,15 +221,6 @@ def ratios(timings: Iterable[Timing]) -> list[dict[str, Any]]:
     return rows
 
 
-def csv_text(timings: Iterable[Timing]) -> str:
-    """All timings, a row each; a quartile that is not known is left empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Timing)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(timing) for timing in timings)
-    return text.getvalue()
-
-
 def ratio_table(rows: Iterable[dict[str, Any]]) -> Table:
     """The ratios as a table for the terminal."""
     table = Table(
@@ -268,8 +260,9 @@ def main(
     cpu, gpu, ours = published("CPU"), published("GPU"), measured(bench)
     left = fastest(with_threads("published-threads", cpu, published_threads))
     right = fastest(with_threads("threads", ours, threads))
-    folder = _make_folder(out or _new_folder())
-    write_text(folder / "timings.csv", csv_text([*cpu, *gpu, *ours]))
+    folder = out or new_folder("timings")
+    make_folder(folder)
+    write_csv(folder / "timings.csv", [asdict(timing) for timing in (*cpu, *gpu, *ours)])
     save_figure(times_figure(left, right), folder, "times-cpu")
     save_figure(speedups_figure([left, right, fastest(gpu)]), folder, "speedups")
     save_figure(gpu_figure(fastest(gpu)), folder, "times-gpu")
@@ -278,22 +271,6 @@ def main(
     if not quiet:
         console().print(ratio_table(rows))
         print(f"table and figures in {folder}")
-
-
-def _new_folder() -> Path:
-    """runs/timings, or runs/timings-2, -3, ... where that exists."""
-    folder, number = Path("runs/timings"), 2
-    while folder.exists():
-        folder, number = Path(f"runs/timings-{number}"), number + 1
-    return folder
-
-
-def _make_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out {folder} cannot be made: {error.strerror}") from None
-    return folder
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from sparsekit.console import (
     check_json,
     console,
     fail,
+    new_folder,
     numbers,
     run_app,
     show_progress,
@@ -162,7 +163,7 @@ def _folder_to_resume(out: Path | None, config: Path | None, overwrite: bool, se
 
 def _folder_for(config: RunConfig) -> Path:
     sparsity = "" if config.method == "dense" else f"-{config.sparsity:g}"
-    return _new_folder(f"{Path(config.dataset).stem}-{config.method}{sparsity}-seed{config.seed}")
+    return new_folder(f"{Path(config.dataset).stem}-{config.method}{sparsity}-seed{config.seed}")
 
 
 @app.command()
@@ -199,7 +200,7 @@ def compare(
     sparsities = sparsities if sparsities is not None else str(shared.pop("sparsity", 0.9))
     seeds = seeds if seeds is not None else str(shared.pop("seed", 0))
     name = Path(str(shared.get("dataset", RunConfig.model_fields["dataset"].default))).stem
-    folder = out or _new_folder(f"compare-{name}")
+    folder = out or new_folder(f"compare-{name}")
     rows = comparison.compare(
         shared,
         methods.split(","),
@@ -325,7 +326,7 @@ def bench(
 
     check_json(json_file)
     counts = numbers("threads", threads, int) if threads is not None else None
-    folder = out or _new_folder(f"bench-{benchmark}")
+    folder = out or new_folder(f"bench-{benchmark}")
     results = run(benchmark, folder, threads=counts, quick=quick, seed=seed, progress=show_progress(quiet))
     write_json(json_file, results.to_json())
     if not quiet:
@@ -334,13 +335,3 @@ def bench(
                 console().print(table)
         print("\n".join([*(f"{name}: {value}" for name, value in results.environment.items()), *results.notes]))
         print(f"tables and figures in {folder}")
-
-
-def _new_folder(name: str) -> Path:
-    """runs/NAME, or runs/NAME-2, -3, ... where that exists."""
-    folder = Path("runs") / name
-    number = 2
-    while folder.exists():
-        folder = Path("runs") / f"{name}-{number}"
-        number += 1
-    return folder

@@ -66,6 +66,16 @@ def numbers(name: str, text: str, kind: type[Number]) -> list[Number]:
         raise InputError(f"{name} must be numbers separated by commas, not {text!r}") from None
 
 
+def new_folder(name: str) -> Path:
+    """runs/NAME, or runs/NAME-2, -3, ... where that exists."""
+    folder = Path("runs") / name
+    number = 2
+    while folder.exists():
+        folder = Path("runs") / f"{name}-{number}"
+        number += 1
+    return folder
+
+
 def check_json(path: Path | None) -> None:
     """Refuse a place that cannot be written to before hours of training, not after."""
     if path and (not path.absolute().parent.is_dir() or (path.exists() and not path.is_file())):

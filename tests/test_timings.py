@@ -335,14 +335,6 @@ def test_wrong_options_are_refused_before_anything_is_written(bench, tmp_path, m
     assert sorted(path.name for path in tmp_path.iterdir()) == ["linear.csv", "linear.json"]
 
 
-def test_a_new_folder_each_time(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert timings._new_folder() == Path("runs/timings")
-    (tmp_path / "runs" / "timings").mkdir(parents=True)
-    (tmp_path / "runs" / "timings-2").mkdir()
-    assert timings._new_folder() == Path("runs/timings-3")
-
-
 def test_a_mistake_is_one_line_and_exit_code_2():
     done = subprocess.run(
         [sys.executable, "-m", "analysis.timings", "--bench", "missing.csv"],
