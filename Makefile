@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help venv demo test lint results bench wheel clean
+.PHONY: help venv demo test lint results bench variance sweeps wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,17 @@ results: venv ## train the table of the README on Fashion-MNIST (about ten minut
 
 bench: venv ## time the kernels against NumPy, SciPy and PyTorch if it is installed
 	$(BIN)/sparsekit bench all --out results/bench
+
+variance: venv ## check the variance theory by simulation, and draw it
+	$(BIN)/python -m analysis.variance --full --out results/variance
+
+sweeps: venv ## train all runs behind results/sweeps and draw them (about an hour on 2 cores)
+	for name in fashion-mnist-mlp fashion-mnist-cnn; do \
+		$(BIN)/python -m analysis.sweep analysis/grids/$$name.toml --out runs/sweeps/$$name && \
+		$(BIN)/python -m analysis.accuracy runs/sweeps/$$name --out results/sweeps/$$name && \
+		$(BIN)/python -m analysis.ablation runs/sweeps/$$name --out results/sweeps/$$name && \
+		cp runs/sweeps/$$name/results.csv results/sweeps/$$name/ || exit 1; \
+	done
 
 wheel: venv ## build the wheel, install it alone into a fresh environment, train on digits with it
 	rm -rf dist build/wheel-check

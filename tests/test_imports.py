@@ -72,6 +72,16 @@ def test_imports_run_one_way(path):
         assert imported_parts(path) - FREE - {part} <= ALLOWED.get(part, set())
 
 
+def test_the_package_never_imports_the_analysis():
+    for path in PACKAGE.rglob("*.py"):
+        assert "analysis" not in {
+            name.split(".")[0]
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
+        }
+
+
 def test_every_part_is_listed():
     parts = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()}
     assert parts - FREE - {"__init__"} == set(ALLOWED)
