@@ -2,8 +2,9 @@
 
 ``python -m analysis.accuracy SWEEP`` reads what ``python -m analysis.sweep`` wrote. Runs with the same seed start
 from the same random stream and see the same batches, so methods are compared in pairs: the difference is taken
-seed by seed, and its interval is Student's t of those differences. All comparisons of a sweep are one family,
-for which Holm's adjustment keeps the chance of a single false claim below the level.
+seed by seed, and its interval is Student's t of those differences. A claim, such as that RigL is better than a
+static mask, is tested at every sparsity; these tests are one family, for which Holm's adjustment keeps the chance
+of a single false rejection below the level.
 """
 
 from collections.abc import Iterable, Sequence
@@ -79,7 +80,7 @@ def comparisons(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ----
     sparsity, a, b, n : two series, and how many seeds both were trained with
     difference, half_width : mean of a - b in percentage points, and half of its 95 % interval
-    p_value : of the paired t-test; holm: the same, adjusted for all rows of this table
+    p_value : of the paired t-test; holm: the same, adjusted for the sparsities at which a and b are compared
     permutation_p_value : by exact sign flips, at least 2 / 2^n
     """
     groups = grouped(rows)
@@ -89,8 +90,11 @@ def comparisons(rows: Sequence[Row]) -> list[dict[str, Any]]:
             pairs = paired(runs, groups[b].get(0.0 if b == DENSE else sparsity, []))
             if len(pairs) > 1:
                 found.append({"sparsity": sparsity, "a": a, "b": b, **_difference(pairs)})
-    adjusted = holm([row["p_value"] for row in found]) if found else []
-    return [row | {"holm": float(p)} for row, p in zip(found, adjusted, strict=True)]
+    for pair in _PAIRS:
+        family = [row for row in found if (row["a"], row["b"]) == pair]
+        for row, p in zip(family, holm([row["p_value"] for row in family]) if family else [], strict=True):
+            row["holm"] = float(p)
+    return found
 
 
 def _difference(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
@@ -124,7 +128,7 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     table.add_column("difference")
     for heading in ("sparsity", "mean, 95 % interval", "p", "p by Holm", "seeds"):
         table.add_column(heading, justify="right")
-    table.caption = f"*: below 0.05 after Holm's adjustment for all {len(rows)} comparisons"
+    table.caption = "*: below 0.05 after Holm's adjustment for the sparsities at which two methods are compared"
     for row in rows:
         mark = " *" if row["holm"] < 0.05 else "  "
         table.add_row(

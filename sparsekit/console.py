@@ -12,6 +12,7 @@ from sparsekit.atomic import write_text
 from sparsekit.errors import DivergedError, InputError, RunError
 
 INTERRUPTED = 130
+_EXTRAS = dict.fromkeys(("dask", "distributed", "joblib", "pandas", "pyarrow"), "analysis")  # what brings them
 
 Number = TypeVar("Number", int, float)
 
@@ -31,6 +32,10 @@ def run_app(app: typer.Typer) -> None:
         fail(error, 2)
     except (DivergedError, RunError) as error:
         fail(error, 1)
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        fail(f"{error.name} is not installed; get it by: pip install 'sparsekit[{_EXTRAS[error.name]}]'", 2)
     except MemoryError as error:
         fail(f"not enough memory: {error}", 1)
     except (KeyboardInterrupt, typer.Abort):

@@ -416,6 +416,7 @@ def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
     ("scheduler", "message"),
     [
         (JoblibScheduler(workers=-1), "workers must be an integer of at least 1, not -1"),
+        (JoblibScheduler(workers=0), "workers must be an integer of at least 1, not 0"),
         (JoblibScheduler(threads=10_000), "threads must be an integer in"),
         (DaskScheduler("tcp://127.0.0.1:1", workers=2), "workers must be left out with a running cluster, not 2"),
     ],
@@ -456,8 +457,8 @@ def command(*arguments, **options):
     return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
-def run_command(*arguments):
-    with command(*arguments) as process:
+def run_command(*arguments, **options):
+    with command(*arguments, **options) as process:
         out, err = process.communicate()
     return process.returncode, out, err
 
@@ -486,6 +487,17 @@ def test_the_command_says_which_runs_failed(tmp_path):
     assert (code, out) == (1, "")
     assert err.startswith("sparsekit: error: 1 of 2 runs failed, the first with: DivergedError: ")
     assert err.count("\n") == 1
+
+
+def test_a_missing_library_is_named_before_anything_is_trained(tmp_path):
+    path = write_grid(tmp_path / "grid.toml", {"seed": [0]})
+    (tmp_path / "pyarrow.py").write_text("raise ModuleNotFoundError(name='pyarrow')")
+    code, out, err = run_command(
+        path, "--out", tmp_path / "sweep", env={**os.environ, "PYTHONPATH": str(tmp_path)}
+    )
+    assert (code, out) == (2, "")
+    assert err == "sparsekit: error: pyarrow is not installed; get it by: pip install 'sparsekit[analysis]'\n"
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_the_command_refuses_in_one_line(tmp_path):

@@ -14,7 +14,6 @@ from analysis.series import Row, complete, sparsities
 
 Rows = Sequence[dict[str, Any]]
 
-_COMPARED = ("RigL", "SRigL without ablation", "SRigL, gamma 0.3")
 _BINS = 40
 
 
@@ -55,7 +54,7 @@ def fan_in_figure(rows: Sequence[Row]) -> Figure:
     """
     ticks = _three_of(sparsities(rows))
     groups = complete(rows)
-    names = [name for name in _COMPARED if name in groups] or [name for name in groups if name != "dense"]
+    names = [name for name in groups if name.startswith(("RigL", "SRigL, gamma"))] or [*groups]
     layers = [layer["name"] for layer in groups[names[0]][ticks[0]][0]["layers"]][:-1]
     figure, panels = new_figure(0.7 + 1.6 * len(layers), len(layers), len(ticks))
     with style():

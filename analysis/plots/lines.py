@@ -15,9 +15,10 @@ _LOOKS: dict[str, dict[str, Any]] = {
     "SET": {"color": "#56B4E9", "marker": "^"},
     "RigL": {"color": "#D55E00", "marker": "s"},
     "SRigL without ablation": {"color": "#CC79A7", "marker": "D"},
-    "SRigL, gamma 0.3": {"color": "#0072B2", "marker": "o"},
+    # dashed, because without an ablated neuron it is the same run as the one without ablation
+    "SRigL, gamma 0.3": {"color": "#0072B2", "marker": "o", "ls": (0, (4, 2))},
 }
-_OTHER = {"color": "#009E73", "marker": "*"}
+_OTHER = {"color": "#009E73", "marker": "P"}
 
 
 def look(series: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def sweep(
-    grid: Annotated[Path, typer.Argument(metavar="GRID.toml", help="Settings, and [[grid]] tables of lists.")],
+    grid: Annotated[Path, typer.Argument(metavar="GRID.toml", help="Settings, and tables named grid with lists.")],
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the sweep (default: runs/NAME, by the grid's name).")
     ] = None,

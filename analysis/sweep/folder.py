@@ -33,6 +33,9 @@ class SweepFolder:
     """
 
     def __init__(self, path: str | Path, tasks: Sequence[Task]) -> None:
+        import pandas  # noqa: F401  # if it is missing, say so before hours of training and not after
+        import pyarrow  # noqa: F401
+
         self.path = Path(path)
         self._order = {task.key: place for place, task in enumerate(tasks)}
         self._refuse_other_files()

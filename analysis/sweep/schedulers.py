@@ -143,7 +143,10 @@ class DaskScheduler:
         elif self.workers is not None:
             raise InputError(f"workers must be left out with a running cluster, not {self.workers}")
         else:
-            address, threads = self.address, require_integer("threads", self.threads or 1, 1)
+            address, threads = (
+                self.address,
+                require_integer("threads", 1 if self.threads is None else self.threads, 1),
+            )
         try:
             return stack.enter_context(Client(address, timeout=_SECONDS_TO_CONNECT)), threads
         except (OSError, ValueError) as error:
@@ -168,8 +171,9 @@ def _row_of(future: "Future", task: Task) -> Row:
 def _shared(workers: int | None, threads: int | None) -> tuple[int, int]:
     """Workers and threads of each such that together they take the processors once."""
     processors = resolve_threads(None)
-    workers = require_integer("workers", workers or processors, 1)
-    return workers, require_integer("threads", threads or max(1, processors // workers), 1, processors)
+    workers = require_integer("workers", processors if workers is None else workers, 1)
+    fair = max(1, processors // workers)
+    return workers, require_integer("threads", fair if threads is None else threads, 1, processors)
 
 
 def _with_threads(tasks: Sequence[Task], threads: int) -> list[Task]:
