@@ -36,6 +36,7 @@ ALLOWED = {
         "models", "nn", "optim", "topology", "data", "counting", "config", "figures", "kernels",
         "stored", "csr", "condensed", "dense",
     },
+    "sklearn": {"config", "data", "kernels", "nn", "training"},
     "inspection": {"counting", "models", "training", "figures"},
     "evaluation": {"data", "kernels", "nn", "training"},
     "export": {"data", "models", "nn", "stored", "csr", "condensed", "dense", "training"},

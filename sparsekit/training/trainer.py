@@ -114,7 +114,7 @@ class Trainer:
         try:
             self._notify("on_fit_start")
             for epoch in range(len(self.history) + 1, self.epochs + 1):
-                seconds = self._train_epoch(loader)
+                seconds = self.train_epoch(loader)
                 self.history.append(self._row(epoch, dataset) | {"seconds": seconds})
                 self._notify("on_epoch_end", self.history.rows[-1])
         finally:
@@ -173,12 +173,16 @@ class Trainer:
         """The rate of the present step."""
         return self.learning_rate.at(self.step, self.steps_per_epoch, self.epochs)
 
+    @property
+    def running_loss(self) -> float:
+        """Mean loss over the epoch so far, while the weights were changing."""
+        return self._loss / max(self._seen, 1)
+
     def running_metrics(self) -> dict[str, str]:
         """Loss and accuracy over the epoch so far, and the sparsity, for a progress bar."""
-        seen = max(self._seen, 1)
         return {
-            "loss": f"{self._loss / seen:.4f}",
-            "accuracy": f"{self._correct / seen:.2%}",
+            "loss": f"{self.running_loss:.4f}",
+            "accuracy": f"{self._correct / max(self._seen, 1):.2%}",
             "sparsity": f"{sparsity(self.model):.1%}",
         }
 
@@ -228,8 +232,8 @@ class Trainer:
                     raise InputError(f"dataset must be {expected}, not {found[name]}")
         self.fingerprint = found
 
-    def _train_epoch(self, loader: BatchLoader) -> float:
-        """Train on every batch once; return the seconds it took."""
+    def train_epoch(self, loader: BatchLoader) -> float:
+        """Train on every batch once; return the seconds it took. `fit` does this `epochs` times."""
         started = time.perf_counter()
         self._loss = self._correct = self._seen = 0.0
         with one_blas_thread() if self.layers else nullcontext():
@@ -269,7 +273,7 @@ class Trainer:
             "epoch": epoch,
             "step": self.step,
             "learning_rate": self.current_learning_rate,
-            "train_loss": self._loss / self._seen,
+            "train_loss": self.running_loss,
             "train_accuracy": self._correct / self._seen,
         }
         if dataset.x_validation is not None and dataset.y_validation is not None:
