@@ -26,6 +26,7 @@ _SUBMODULES = (
     "counting",
     "data",
     "distributions",
+    "gpu",
     "kernels",
     "masks",
     "models",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:  # what __getattr__ loads, for editors and type checkers
     from sparsekit import counting as counting
     from sparsekit import data as data
     from sparsekit import distributions as distributions
+    from sparsekit import gpu as gpu
     from sparsekit import kernels as kernels
     from sparsekit import masks as masks
     from sparsekit import models as models

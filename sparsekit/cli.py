@@ -307,7 +307,9 @@ def export(
 
 @app.command()
 def bench(
-    benchmark: Annotated[str, typer.Argument(help="linear, train-step, conv, epoch or all.")] = "all",
+    benchmark: Annotated[
+        str, typer.Argument(help="linear, train-step, conv, epoch, resnet18, gpu, or all but gpu.")
+    ] = "all",
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer cases and samples, no epochs: a minute for all.")
     ] = False,
@@ -320,7 +322,7 @@ def bench(
     json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Time the sparse kernels against NumPy, SciPy and, where it is installed, PyTorch."""
+    """Time the sparse kernels against NumPy, SciPy and PyTorch if it is installed; on a GPU, against cuBLAS."""
     from sparsekit.bench.report import tables
     from sparsekit.bench.run import run
 

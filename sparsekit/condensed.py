@@ -4,7 +4,10 @@ Every active neuron stores exactly `fan_in` weights, so values and indices are a
 row pointers are needed, and ablated neurons take no space at all.
 """
 
-from typing import Self
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -15,6 +18,9 @@ from sparsekit.kernels.transpose import index_dtype
 from sparsekit.masks import fan_in as fan_in_of_mask
 from sparsekit.masks import has_constant_fan_in, require_mask
 from sparsekit.stored import SparseMatrix, frozen, require_dense_weight, require_shape, require_values
+
+if TYPE_CHECKING:
+    from sparsekit.gpu_matrix import GpuCondensedMatrix
 
 
 class CondensedMatrix(SparseMatrix):
@@ -123,6 +129,30 @@ class CondensedMatrix(SparseMatrix):
     def to_csr(self) -> CSRMatrix:
         """The same matrix in CSR storage, with a copy of the values."""
         return CSRMatrix(self.values.flatten(), self.indices.ravel(), self.row_pointers(), self.shape)
+
+    def to_gpu(self) -> GpuCondensedMatrix:
+        """A copy on the GPU, whose products take CuPy arrays.
+
+        Raises
+        ------
+        GpuUnavailableError
+            If there is no CuPy, driver or device.
+        InputError
+            If the values are not float32.
+        """
+        from sparsekit.gpu_matrix import GpuCondensedMatrix
+
+        return GpuCondensedMatrix(self)
+
+    def _on_gpu(self) -> Any:
+        # the values may have changed since the last product, the topology cannot
+        matrix = self._gpu_copy
+        matrix.values.set(self.values)
+        return matrix
+
+    @cached_property
+    def _gpu_copy(self) -> GpuCondensedMatrix:
+        return self.to_gpu()
 
     def _parts(self):
         return self.values, self.indices, self.rows, self.shape

@@ -9,6 +9,10 @@ class InputError(ValueError):
     """
 
 
+class GpuUnavailableError(InputError):
+    """A product was asked of the GPU, and there is no CuPy, no driver or no device."""
+
+
 class RunError(RuntimeError):
     """A run that was started in a process of its own ended with an error."""
 

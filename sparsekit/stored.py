@@ -88,7 +88,9 @@ class StoredMatrix(ABC):
         Parameters
         ----------
         x : (n_in, batch) or (n_in,)
-        backend : "reference", "vectorized", "csr" or "cpu"
+        backend : "reference", "vectorized", "csr" or "cpu"; or "gpu", for condensed storage in float32: all other
+            arrays are then CuPy arrays, results too, and the values are copied to the device at each call, which
+            :meth:`CondensedMatrix.to_gpu` does once
         out : C-contiguous (n_out, batch) of the matrix's dtype, overwritten; a new array if None
         bias : (n_out,) or (n_out, 1), added to each column; None for none
         relu : whether negative results become zero
@@ -97,6 +99,8 @@ class StoredMatrix(ABC):
         -------
         (n_out, batch) or (n_out,); rows of ablated neurons are zero before the bias is added.
         """
+        if backend == "gpu":
+            return self._on_gpu().matmul(x, out=out, bias=bias, relu=relu)
         n_out, n_in = self.shape
         operand = self._operand("x", x, n_in)
         shape = (n_out, operand.shape[1])
@@ -126,6 +130,8 @@ class StoredMatrix(ABC):
         -------
         (n_in, batch) or (n_in,).
         """
+        if backend == "gpu":
+            return self._on_gpu().rmatmul(g, out=out)
         n_out, n_in = self.shape
         operand = self._operand("g", g, n_out)
         shape = (n_in, operand.shape[1])
@@ -151,6 +157,8 @@ class StoredMatrix(ABC):
         -------
         array shaped like `values`.
         """
+        if backend == "gpu":
+            return self._on_gpu().sampled_outer(g, x, out=out)
         g, x = self._operand("g", g, self.shape[0]), self._operand("x", x, self.shape[1])
         if g.shape[1] != x.shape[1]:
             raise InputError(f"g and x must have the same batch, not {g.shape[1]} and {x.shape[1]}")
@@ -177,6 +185,10 @@ class StoredMatrix(ABC):
 
     @abstractmethod
     def _sampled_outer(self, g: np.ndarray, x: np.ndarray, backend: str, out: np.ndarray) -> np.ndarray: ...
+
+    def _on_gpu(self) -> Any:
+        """The matrix on the GPU with the present values."""
+        raise InputError(f"backend 'gpu' has kernels for CondensedMatrix, not for {type(self).__name__}")
 
     def _operand(self, name: str, array: np.ndarray, n_rows: int) -> np.ndarray:
         array = real_array(name, array, self.values.dtype)

@@ -14,7 +14,8 @@ ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
 
 # what conda-forge calls otherwise, splits, or does not need
 CONDA_NAMES = {"matplotlib": ["matplotlib-base"], "dask": ["dask", "distributed"], "build": ["python-build"]}
-NOT_ON_CONDA = {"nvidia-cuda-nvrtc"}  # a wheel used by GPU compile tests
+# wheels for the tests that compile for GPUs
+NOT_ON_CONDA = {"nvidia-cuda-nvdisasm", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"}
 ONLY_ON_CONDA = {"python", "tbb", "pip"}
 
 

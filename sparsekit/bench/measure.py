@@ -15,7 +15,6 @@ PAUSE = 0.08  # seconds, after which the threads of the implementation before ha
 
 _SHORT = 2e-4  # seconds; a shorter run is repeated within a sample
 _SAMPLE = 5e-4  # seconds that such a sample takes
-_TOLERANCE = 1e-4  # of the largest result; float32 sums in any order stay far below, one wrong weight far above
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,8 @@ class Implementation:
     run : does the work once; returns an array or several
     convert : turns what `run` returns into the arrays of `expected`, which lie feature-major
     expected : what the results are compared with, where it is not the same as for the others
+    tolerance : by how much a result may be off, relative to the largest one; float32 sums in any order stay far
+        below the usual tolerance, one wrong weight far above
     """
 
     name: str
@@ -36,6 +37,7 @@ class Implementation:
     run: Callable[[], Any]
     convert: Callable[[Any], Sequence[Any]] | None = None
     expected: Sequence[np.ndarray] | None = None
+    tolerance: float = 1e-4
 
 
 @dataclass(frozen=True)
@@ -101,14 +103,15 @@ def check(problem: Problem, where: object) -> None:
         if len(results) != len(wanted):
             raise RunError(f"{implementation.name} gives {len(results)} results, not {len(wanted)}, in {where}")
         for result, expected in zip(results, wanted, strict=True):
-            _compare(implementation.name, np.asarray(result), expected, where)
+            _compare(implementation, np.asarray(result), expected, where)
 
 
-def _compare(name: str, result: np.ndarray, expected: np.ndarray, where: object) -> None:
+def _compare(implementation: Implementation, result: np.ndarray, expected: np.ndarray, where: object) -> None:
+    name = implementation.name
     if result.shape != expected.shape:
         raise RunError(f"{name} gives shape {result.shape}, not {expected.shape}, in {where}")
     error, scale = np.abs(result - expected).max(), np.abs(expected).max()
-    if not error <= _TOLERANCE * scale:  # NaN is refused too
+    if not error <= implementation.tolerance * scale:  # NaN is refused too
         raise RunError(
             f"{name} gives wrong results in {where}, shape {expected.shape}: off by {error:.3g}, "
             f"where the largest is {scale:.3g}"

@@ -11,8 +11,11 @@ from sparsekit.figures import COLOURS, DPI
 _LINES = {"ours": "-", "dense": "--", "csr": ":"}
 
 
-def linear_figure(rows: Sequence[Row], threads: int) -> Figure:
-    """Time over batch with hot weights, a panel for each sparsity, the quartiles as bands."""
+def linear_figure(rows: Sequence[Row], threads: int, where: str | None = None) -> Figure:
+    """Time over batch with hot weights, a panel for each sparsity, the quartiles as bands.
+
+    `where` is what the title names instead of the threads.
+    """
     rows = [row for row in rows if row["weights"] == "hot" and row["threads"] == threads]
     sparsities = list(dict.fromkeys(row["sparsity"] for row in rows))
     columns = min(2, len(sparsities))
@@ -26,7 +29,7 @@ def linear_figure(rows: Sequence[Row], threads: int) -> Figure:
         axes.set_axis_off()
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(f"Linear layer {rows[0]['work']}, float32, {_threads(threads)}")
+    figure.suptitle(f"Linear layer {rows[0]['work']}, float32, {where or _threads(threads)}")
     return figure
 
 

@@ -5,13 +5,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from sparsekit.atomic import atomic_path, write_text
-from sparsekit.bench import conv, epoch, linear, resnet, torch_competitors, train_step
+from sparsekit.bench import conv, epoch, gpu, linear, resnet, torch_competitors, train_step
 from sparsekit.bench.environment import environment
 from sparsekit.bench.measure import Case, check, measure
 from sparsekit.bench.report import Row, case_rows, csv_text
@@ -19,13 +19,16 @@ from sparsekit.checks import require_choice, require_integer
 from sparsekit.errors import InputError
 from sparsekit.kernels.threads import resolve_threads, thread_limit
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "linear": linear.cases,
     "train-step": train_step.cases,
     "conv": conv.cases,
 }
 _TRAININGS = ("epoch", "resnet18")
-BENCHMARKS = (*_CASES, *_TRAININGS)
+BENCHMARKS = (*_CASES, *_TRAININGS, "gpu")
 REPEATS, QUICK_REPEATS = 30, 10
 
 
@@ -60,7 +63,7 @@ def run(
 
     Parameters
     ----------
-    benchmark : one of `BENCHMARKS`, or "all"; a quick "all" leaves out whole trainings
+    benchmark : one of `BENCHMARKS`, or "all", which is those of the CPU; a quick "all" leaves out whole trainings
     folder : made if it is not there; files of an earlier run are replaced
     threads : thread counts; by default 1 and all processors, if quick only 1
     quick : fewer cases and samples, about a minute for all
@@ -70,13 +73,16 @@ def run(
     ------
     InputError
         For a value that is not allowed.
+    GpuUnavailableError
+        If "gpu" finds no CuPy, driver or device.
     RunError
         If an implementation gives wrong results.
     """
     require_choice("benchmark", benchmark, (*BENCHMARKS, "all"))
     names = (*_CASES, *(() if quick else _TRAININGS)) if benchmark == "all" else (benchmark,)
-    counts = _thread_counts(threads, quick=quick)
+    counts = _thread_counts(threads, quick=quick) if benchmark != "gpu" else [1]  # host threads make no difference
     require_integer("seed", seed, 0)
+    on_gpu = {"gpu": gpu.device()} if benchmark == "gpu" else {}
     _make_folder(folder)
     results = Results({}, _notes(names), {})
     for name in names:
@@ -86,7 +92,7 @@ def run(
         else:
             rows = _measured(name, counts, seed, quick=quick, progress=progress)
         results.rows[name] = rows
-        results.environment.update(environment())
+        results.environment.update(environment() | on_gpu)
         _save(name, rows, results, folder)
     return results
 
@@ -121,7 +127,8 @@ def _notes(names: Sequence[str]) -> list[str]:
 
 
 def _measured(name: str, counts: Sequence[int], seed: int, *, quick: bool, progress: bool) -> list[Row]:
-    cases = list(_CASES[name](quick=quick))
+    on_gpu = name == "gpu"
+    cases = list((gpu.cases if on_gpu else _CASES[name])(quick=quick))
     repeats = QUICK_REPEATS if quick else REPEATS
     rows = []
     with tqdm(total=len(cases) * len(counts), unit="case", disable=not progress) as bar:
@@ -131,7 +138,7 @@ def _measured(name: str, counts: Sequence[int], seed: int, *, quick: bool, progr
             for count in counts:
                 with thread_limit(count), torch_competitors.inference(count):
                     check(problem, f"{case}, {count} thread{'s' * (count > 1)}")
-                    timings = measure(problem, repeats)
+                    timings = gpu.measure(problem, repeats) if on_gpu else measure(problem, repeats)
                 rows += case_rows(case, count, problem, timings)
                 bar.update()
     return rows
@@ -146,18 +153,29 @@ def _trained(
 
 
 def _save(name: str, rows: list[Row], results: Results, folder: Path) -> None:
-    from sparsekit.bench.pictures import linear_figure, speedup_figure
-
     write_text(folder / f"{name}.csv", csv_text(rows))
     only = Results(results.environment, results.notes, {name: rows})
     write_text(folder / f"{name}.json", json.dumps(only.to_json(), indent=2, allow_nan=False) + "\n")
-    if name == "linear":
-        counts = dict.fromkeys(row["threads"] for row in rows)
-        figures = {f"linear-threads-{count}.png": linear_figure(rows, count) for count in counts}
-    elif name in _TRAININGS:
-        figures = {}
-    else:
-        figures = {f"{name}.png": speedup_figure(rows, f"{name}, batch {rows[0]['batch']}, float32")}
-    for file, figure in figures.items():
+    for file, figure in _figures(name, rows, results.environment).items():
         with atomic_path(folder / file) as temporary:
             figure.savefig(temporary)
+
+
+def _figures(name: str, rows: list[Row], environment: dict[str, Any]) -> dict[str, "Figure"]:
+    """The figures of a benchmark by file name."""
+    from sparsekit.bench.pictures import linear_figure, speedup_figure
+
+    if name == "linear":
+        counts = dict.fromkeys(row["threads"] for row in rows)
+        return {f"linear-threads-{count}.png": linear_figure(rows, count) for count in counts}
+    if name == "gpu":
+        works = {
+            work: [row for row in rows if row["work"] == work] for work in dict.fromkeys(r["work"] for r in rows)
+        }
+        return {
+            f"gpu-{work.replace(' -> ', '-')}.png": linear_figure(part, 1, environment["gpu"])
+            for work, part in works.items()
+        }
+    if name in _TRAININGS:
+        return {}
+    return {f"{name}.png": speedup_figure(rows, f"{name}, batch {rows[0]['batch']}, float32")}

@@ -20,6 +20,7 @@ from sparsekit.bench.arrays import aligned, output
 from sparsekit.bench.measure import Implementation, as_list, columns, in_turn, transposes
 from sparsekit.csr import CSRMatrix
 from sparsekit.data import Dataset, Standardization
+from sparsekit.kernels.gpu_arrays import require_cupy
 
 
 def load() -> ModuleType | None:
@@ -70,6 +71,24 @@ def linear(weights: Sequence[np.ndarray], x: np.ndarray, x_rows: np.ndarray) -> 
         Implementation("PyTorch dense", "dense", in_turn(products)),
         Implementation("PyTorch dense, samples first", "dense", in_turn(rows), convert=transposes),
     ]
+
+
+def csr_on_gpu(matrix: CSRMatrix, x: np.ndarray) -> list[Implementation]:
+    """PyTorch's CSR product on the GPU, where PyTorch is there and was built for one."""
+    torch = load()
+    if torch is None or not torch.cuda.is_available():
+        return []
+    cupy = require_cupy()
+    parts = (np.asarray(part).astype(np.int32) for part in (matrix.indptr, matrix.indices))
+    values = torch.from_numpy(np.array(matrix.values)).cuda()
+    weight = torch.sparse_csr_tensor(*(torch.from_numpy(part).cuda() for part in parts), values, matrix.shape)
+    operand = torch.from_numpy(x).cuda()
+
+    def product() -> Any:  # on the stream whose events and graphs time it
+        with torch.cuda.stream(torch.cuda.ExternalStream(cupy.cuda.get_current_stream().ptr)):
+            return weight @ operand
+
+    return [Implementation("PyTorch CSR", "csr", product)]
 
 
 def linear_csr(dense: Sequence[np.ndarray], matrices: Sequence[CSRMatrix], x: np.ndarray) -> list[Implementation]:

@@ -11,6 +11,9 @@ sampled_outer      g (n_out, batch), x as above    g x^T at the stored places
 Every backend is a module with the same six functions, three for condensed and three for CSR storage; plain
 arrays in, plain arrays out, documented in :mod:`sparsekit.kernels.reference`. Arrays are feature-major and C
 contiguous, `out` is overwritten. A kernel checks nothing: indices are validated when the matrix object is built.
+
+The GPU is no backend of this kind: its arrays are CuPy arrays, and its matrices live on the device. Its kernels
+are in `condensed.cu` and the modules gpu*.py; :class:`sparsekit.gpu_matrix.GpuCondensedMatrix` has the products.
 """
 
 import importlib
