@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help venv demo test lint results bench variance sweeps wheel clean
+.PHONY: help venv demo test thorough lint results bench variance sweeps wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,9 @@ demo: venv ## compare six methods at 90 % and 98 % sparsity on digits, with a pi
 
 test: venv ## run the tests
 	$(BIN)/python -m pytest -n 2
+
+thorough: venv ## run the tests with ten times as many random examples
+	$(BIN)/python -m pytest -n 2 --hypothesis-profile thorough
 
 lint: venv ## check style and types
 	$(BIN)/ruff check .

@@ -1,4 +1,6 @@
-"""Fixtures and the Hypothesis profile of the whole suite."""
+"""Fixtures and the Hypothesis profiles of the whole suite."""
+
+import os
 
 import numpy as np
 import pytest
@@ -7,7 +9,10 @@ from hypothesis import settings
 # The first example compiles kernels and a loaded machine stalls: time is no criterion of a property.
 # Derandomised, so that a failure on one machine is a failure on all.
 settings.register_profile("default", deadline=None, derandomize=True)
-settings.load_profile("default")
+# Other examples every time, and ten times as many: pytest --hypothesis-profile thorough.
+settings.register_profile("thorough", deadline=None, max_examples=1000, print_blob=True)
+# The environment variable SPARSEKIT_TESTS chooses a profile too.
+settings.load_profile(os.environ.get("SPARSEKIT_TESTS", "default"))
 
 
 @pytest.fixture

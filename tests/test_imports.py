@@ -48,6 +48,7 @@ ALLOWED = {
         "config", "data", "training", "counting", "figures", "kernels", "masks", "csr", "condensed", "convolution",
         "gpu_matrix",
     },
+    "testing": {"data", "masks", "models", "nn", "optim", "topology", "training"},
     "tables": set(),
     "console": set(),
     "cli": {
