@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
-from strategies import Layer, drop_fractions, gammas, layers
+from strategies import Layer, drop_fractions, examples, gammas, layers
 
 from sparsekit.errors import InputError
 from sparsekit.topology import SET, RigL, SRigL, Static, UpdateSchedule, cosine_drop_fraction
 
-EXAMPLES = settings(max_examples=300, deadline=None)
-FEWER_EXAMPLES = settings(max_examples=100, deadline=None)
+EXAMPLES = settings(max_examples=examples(300), deadline=None)
+FEWER_EXAMPLES = settings(max_examples=examples(100), deadline=None)
 
 # In the order of the algorithm, so that the first field that differs tells the step that went wrong.
 FIELDS = ("salient", "salient_counts", "ablated", "fan_in", "kept", "mask", "grown", "dropped", "regrown")
