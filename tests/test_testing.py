@@ -277,7 +277,11 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("promise", "sentence", "spoil", "attributes"), WRONG, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("promise", "sentence", "spoil", "attributes"),
+    WRONG,
+    ids=lambda value: getattr(value, "__name__", str(value))[:40],
+)
 def test_a_broken_promise_is_named_in_a_sentence(promise, sentence, spoil, attributes):
     with pytest.raises(BrokenPromiseError, match=f"breaks the promise '{promise}': .*({sentence})") as caught:
         call(spoil, **attributes)
