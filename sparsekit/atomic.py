@@ -1,7 +1,7 @@
 """Files that are either complete or not there: written beside their place, flushed to disk, then renamed."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,21 +17,26 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     `path`, because libraries tell formats by it.
     """
     path = Path(os.path.realpath(path))  # where a link leads, so that the link stays one
+    # The name comes first: Ctrl-C while the file is made must not leave one whose name nobody knows.
+    temporary = path.parent / f".{path.stem}-{secrets.token_urlsafe(6)}{path.suffix}"
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
+        _make(temporary, path)
         yield temporary
         _publish(temporary, path)
     except OSError as error:
-        if error.errno is None or error.filename not in (None, name):
+        if error.errno is None or error.filename not in (None, str(temporary)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None  # the user's file, not the temporary one
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where it could not be made, it need not be removed
+            temporary.unlink()
+
+
+def _make(temporary: Path, path: Path) -> None:
+    try:
+        os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _publish(temporary: Path, path: Path) -> None:
@@ -59,7 +64,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def _umask() -> int:
-    """mkstemp makes private files; results are as readable as any other file of the user."""
+    """Temporary files are private; results are as readable as any other file of the user."""
     umask = os.umask(0)
     os.umask(umask)
     return umask

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from sparsekit.checks import nearest
 from sparsekit.errors import InputError
@@ -27,6 +27,20 @@ def _refuse_bool(value: Any) -> Any:
     return value
 
 
+def _refuse_endless(value: int) -> int:
+    """Python's integers know no end, but schedules count in floats too."""
+    if value >= 2**1000:
+        raise ValueError("beyond what a float can hold")
+    return value
+
+
+def _fits_64_bits(value: Any) -> bool:
+    """Whether an integer, and all integers in a list, are those that every reader of TOML must know."""
+    if isinstance(value, list):
+        return all(map(_fits_64_bits, value))
+    return not isinstance(value, int) or -(2**63) <= value < 2**63
+
+
 _NoBool = BeforeValidator(_refuse_bool)
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Sizes = Annotated[tuple[Annotated[int, Field(ge=1, lt=2**31), _NoBool], ...], BeforeValidator(_split)]
@@ -35,8 +49,8 @@ FractionBelowOne = Annotated[float, Field(ge=0, lt=1), _NoBool]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), _NoBool]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), _NoBool]
 PositiveFraction = Annotated[float, Field(gt=0, le=1), _NoBool]
-Seed = Annotated[int, Field(ge=0), _NoBool]
-Count = Annotated[int, Field(ge=1), _NoBool]
+Seed = Annotated[int, Field(ge=0), _NoBool, AfterValidator(_refuse_endless)]
+Count = Annotated[int, Field(ge=1), _NoBool, AfterValidator(_refuse_endless)]
 
 
 class RunConfig(BaseModel):
@@ -137,7 +151,7 @@ def make_config(*sources: Mapping[str, Any]) -> RunConfig:
         merged |= source
     for name in merged:
         if name not in RunConfig.model_fields:
-            raise InputError(f"unknown setting {name!r}{nearest(name, RunConfig.model_fields)}")
+            raise InputError(f"unknown setting {_clipped(name)}{nearest(name, RunConfig.model_fields)}")
     try:
         return RunConfig(**merged)
     except ValidationError as error:
@@ -154,14 +168,22 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """
     try:
         with open(path, "rb") as file:
-            settings = tomllib.load(file)
+            return parse_toml(file.read(), f"config {path}")
     except OSError as error:
         raise InputError(f"config {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"config {path} is not TOML: {error}") from None
-    for name, value in settings.items():
+
+
+def parse_toml(content: bytes, name: str) -> dict[str, Any]:
+    """The settings in the content of a TOML file that messages call `name`; refused like :func:`read_toml`."""
+    try:
+        settings = tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, an endless number; lists in lists in lists
+        raise InputError(f"{name} is not TOML: {error}") from None
+    for key, value in settings.items():
         if isinstance(value, dict):
-            raise InputError(f"config {path} has a table [{name}], but settings stand at the top level")
+            raise InputError(f"{name} has a table [{_clipped(key)[1:-1]}], but settings stand at the top level")
+        if not _fits_64_bits(value):
+            raise InputError(f"{name} is not TOML: an integer in {_clipped(key)} has more than 64 bits")
     return settings
 
 
@@ -191,7 +213,12 @@ def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     name, value = str(first["loc"][0]), first["input"]
     hint = nearest(value, choices(name))
-    return f"{name} must be {_allowed(name)}, not {value!r}{hint}"
+    return f"{name} must be {_allowed(name)}, not {_clipped(value)}{hint}"
+
+
+def _clipped(value: Any) -> str:
+    """How a value is written in Python, or the beginning of that: a message is one line, not a book."""
+    return f"{value!r:.200}"
 
 
 def _allowed(name: str) -> str:

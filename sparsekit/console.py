@@ -1,7 +1,9 @@
 """What every command line shares: errors in one line, flags with the same words, results as JSON."""
 
+import _thread
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -23,6 +25,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors, 
 
 def run_app(app: typer.Typer) -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 2, never a traceback."""
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _pass_interrupts_on
     try:
         code = app(standalone_mode=False) or 0
         if code == INTERRUPTED:  # Typer turns Ctrl-C into this code without a word
@@ -37,7 +41,7 @@ def run_app(app: typer.Typer) -> None:
             raise
         fail(f"{error.name} is not installed; get it by: pip install 'sparsekit[{_EXTRAS[error.name]}]'", 2)
     except MemoryError as error:
-        fail(f"not enough memory: {error}", 1)
+        fail(f"not enough memory: {error}", 1, notes_of=error)
     except (KeyboardInterrupt, typer.Abort):
         fail("interrupted", INTERRUPTED)
     except OSError as error:
@@ -49,6 +53,14 @@ def run_app(app: typer.Typer) -> None:
         if not message():  # no command was named; the help is printed already
             sys.exit(2)
         fail(message(), 2)
+
+
+def _pass_interrupts_on(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Ctrl-C in a function that C code has called is dropped, as while a kernel is compiled: send it again."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(0.05, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def fail(message: object, code: int, notes_of: object = None) -> NoReturn:

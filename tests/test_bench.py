@@ -340,7 +340,7 @@ def test_what_is_not_measured_is_an_empty_cell():
     [
         (
             ["linaer"],
-            "benchmark must be one of linear, train-step, conv, epoch, resnet18, all, not 'linaer' (did you mean",
+            "benchmark must be one of linear, train-step, conv, epoch, resnet18, gpu, all, not 'linaer' (did you",
         ),
         (["linear", "--threads", "0"], "threads must be an integer in [1, "),
         (["linear", "--threads", "1,4096"], "threads must be an integer in [1, "),

@@ -194,10 +194,10 @@ FOREIGN = {  # a part of the message: the file
     "no attribute 'state'": pickled({b"data": Call(np.dtype, "u1")}),
     "b'data'": pickled({b"labels": [1]}),
     "list indices": pickled([1]),
-    "truncated": python_2_pickle(IMAGES[:7], LABELS[:7])[:-9],
+    "not enough data": python_2_pickle(IMAGES[:7], LABELS[:7])[:-9],
     "cannot reshape": python_2_pickle(IMAGES[:7, :, :31], LABELS[:7]),
-    "Ran out of input": b"",
-    "persistent_load": b"\x89PNG",
+    "pickle exhausted": b"",
+    "no newline": b"\x89PNG",
 }
 
 

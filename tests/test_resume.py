@@ -129,9 +129,9 @@ def test_epochs_after_the_last_checkpoint_are_trained_again(tmp_path, monkeypatc
     stop(config, tmp_path / "run", 3, monkeypatch)
     assert len(History.load(tmp_path / "run" / "history.csv")) == 3
     trained = []
-    train_epoch = Trainer._train_epoch
+    train_epoch = Trainer.train_epoch
     monkeypatch.setattr(
-        Trainer, "_train_epoch", lambda t, loader: (trained.append(t.step), train_epoch(t, loader))[1]
+        Trainer, "train_epoch", lambda t, loader: (trained.append(t.step), train_epoch(t, loader))[1]
     )
     assert timeless(resume_run(tmp_path / "run", progress=False).history) == timeless(whole.history)
     assert trained == [28, 42, 56]
@@ -266,7 +266,7 @@ def test_a_replacement_that_was_killed_is_gone_on_with(tmp_path, monkeypatch):
     assert not hasattr(error, "__notes__")
     assert contents(path / ".replaced", FINISHED) == before
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_epoch", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Trainer, "train_epoch", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             resume_run(path, progress=False)
     assert contents(path / ".replaced", FINISHED) == before

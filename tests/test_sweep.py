@@ -140,7 +140,8 @@ def test_grids_are_read_from_toml(tmp_path):
     ("text", "message"),
     [
         ("epochs = 2", "must hold at least one table [[grid]]"),
-        ("[grid]\nseed = [1]", "must hold at least one table [[grid]]"),
+        ("[grid]\nseed = [1]", "has a table [grid], but settings stand at the top level"),
+        ("[[grid]]\nseed = [" + "1" * 5000 + "]", "is not TOML"),
         ("epochs =", "is not TOML"),
         ("sparsty = 2\n[[grid]]\nseed = [1]", "unknown setting 'sparsty' (did you mean 'sparsity'?)"),
     ],

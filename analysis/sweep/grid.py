@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from sparsekit.checks import nearest
 from sparsekit.comparison import Contender
-from sparsekit.config import RunConfig, make_config
+from sparsekit.config import RunConfig, make_config, parse_toml
 from sparsekit.errors import InputError
 
 # They say where and how fast a run is trained, not what comes out of it.
@@ -92,11 +91,9 @@ def read_grids(path: str | Path) -> list[Task]:
         If the file cannot be read, is not TOML or holds no [[grid]], and as :func:`grid`.
     """
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        content = parse_toml(Path(path).read_bytes(), f"grid {path}")
     except OSError as error:
         raise InputError(f"grid {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"grid {path} is not TOML: {error}") from None
     tables = content.pop("grid", None)
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise InputError(f"grid {path} must hold at least one table [[grid]] with a list for every axis")

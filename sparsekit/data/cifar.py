@@ -4,11 +4,15 @@ A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", technica
 2009; https://www.cs.toronto.edu/~kriz/cifar.html describes both formats.
 """
 
+import gzip
 import io
 import os
 import pickle
+import pickletools
 import tarfile
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,17 @@ _CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", 
 _IMAGE_SHAPE = (3, 32, 32)
 _IMAGE_BYTES = 3 * 32 * 32
 _SUBSET_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+_MOST_UNPACKED = 256 << 20  # bytes of an archive; the six batches have 176 MiB
+_BLOCK = 512  # bytes; a tar archive consists of them
 _PICKLED_NAMES = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
+# What Python 2 writes for a batch, and Python 3 by the protocols 2 and 3; all other operations are refused.
+_PICKLED = {
+    "PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "BUILD", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1",
+    "BININT2", "LONG1", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINUNICODE", "EMPTY_TUPLE",
+    "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS",
+}  # fmt: skip
+_MEMORIES, _RECALLS = {"BINPUT", "LONG_BINPUT"}, {"BINGET", "LONG_BINGET"}
+_MOST_RECALLS = 20
 
 _Batch = tuple[np.ndarray, np.ndarray]  # images (n, 3, 32, 32) uint8, labels (n,)
 
@@ -64,7 +78,8 @@ def read_cifar10_subset() -> Dataset:
     InputError
         If the file is not there or is not the one it should be.
     """
-    arrays = read_arrays(locate("cifar10-subset", "cifar10_subset.npz"), _SUBSET_ARRAYS)
+    compressions = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA}
+    arrays = read_arrays(locate("cifar10-subset", "cifar10_subset.npz"), _SUBSET_ARRAYS, compressions)
     for key in ("x_train", "x_test"):
         arrays[key] = np.ascontiguousarray(np.moveaxis(arrays[key], -1, 1))  # the file has channels last
     return Dataset("cifar10-subset", **arrays, class_names=_CLASS_NAMES)
@@ -87,10 +102,29 @@ def _parse_binary(content: bytes) -> _Batch:
 
 def _parse_pickle(content: bytes) -> _Batch:
     """A dictionary with an array ``data`` (n, 3072) and a list ``labels``."""
+    _check_operations(content)
     batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
     _, shape, _, is_fortran, pixels = batch[b"data"].state
     images = np.frombuffer(pixels, dtype=np.uint8).reshape(shape, order="F" if is_fortran else "C")
-    return images.reshape(-1, *_IMAGE_SHAPE), np.array(batch[b"labels"])
+    labels = batch[b"labels"]
+    if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
+        raise ValueError("its labels are no list of integers")
+    return images.reshape(-1, *_IMAGE_SHAPE), np.array(labels, dtype=np.int64)
+
+
+def _check_operations(content: bytes) -> None:
+    """Refuse a pickle that would take more time or memory than its length.
+
+    It may number what it remembers as it likes, up to 2^32, and has room made for all numbers below. What it
+    recalls may double with every recall: a batch has next to nothing that it would say twice.
+    """
+    number = recalls = 0
+    for number, (operation, argument, _) in enumerate(pickletools.genops(content)):
+        recalls += operation.name in _RECALLS
+        if operation.name not in _PICKLED | _MEMORIES | _RECALLS or recalls > _MOST_RECALLS:
+            raise pickle.UnpicklingError(f"a batch has no place for its operation {operation.name}")
+        if operation.name in _MEMORIES and argument > number:
+            raise pickle.UnpicklingError(f"it remembers something as number {argument}")
 
 
 class _BatchUnpickler(pickle.Unpickler):
@@ -148,12 +182,37 @@ def _read_archive(form: _Format) -> list[_Batch]:
     path = locate("cifar10", form.archive)
     members = [f"{form.folder}/{file}" for file in form.files]
     batches = {}
-    with tarfile.open(path) as archive:
-        for member in archive:  # in their order: to go back is to decompress the archive from its beginning
-            if member.name in members:
-                content = archive.extractfile(member).read()
-                batches[member.name] = _parse(form, content, f"{member.name} in {path}")
+    try:
+        with gzip.open(path) as stream:
+            for name, content in _regular_members(stream):
+                if name in members:
+                    batches[name] = _parse(form, content, f"{name} in {path}")
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise InputError(f"{path} is not a sound .tar.gz archive: {error}") from error
+    if missing := [member for member in members if member not in batches]:
+        raise InputError(f"{path} must have the six batches of CIFAR-10, but lacks {', '.join(missing)}")
     return [batches[member] for member in members]
+
+
+def _regular_members(stream: gzip.GzipFile) -> Iterator[tuple[str, bytes]]:
+    """Name and content of the regular files in a tar archive, in their order.
+
+    Extensions of the format, links and folders are passed over; the batches need none of them, and the class
+    `tarfile.TarFile` can be led by them to read without an end.
+    """
+    left = _MOST_UNPACKED
+    while (header := stream.read(_BLOCK)).strip(b"\0"):
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        n_bytes = -(-member.size // _BLOCK) * _BLOCK
+        left -= _BLOCK + n_bytes
+        if member.size < 0 or left < 0:
+            raise tarfile.ReadError(f"member {member.name!r} does not end within {_MOST_UNPACKED} bytes")
+        content = stream.read(member.size)
+        if len(content) < member.size:
+            raise EOFError(f"it ends within member {member.name!r}")
+        stream.read(n_bytes - member.size)
+        if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            yield member.name, content
 
 
 def _parse(form: _Format, content: bytes, name: str) -> _Batch:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from sparsekit.data.unpacking import most_unpacked_bytes
 from sparsekit.errors import InputError
 
 _UNSIGNED_BYTE = 8  # the type code in the header
@@ -37,13 +38,15 @@ def read_idx(path: str | Path) -> np.ndarray:
     InputError
         If the file cannot be read, is not gzip although named so, is not an IDX file of unsigned bytes, or is
         shorter or longer than its header says. Memory grows with what is read, never with what the header
-        claims.
+        claims, and a gzip file may unpack to a GiB or 200 times its size.
     """
     path = Path(path)
     opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as stream:
             shape = _read_shape(stream, path)
+            if opener is gzip.open and math.prod(shape) > (most := most_unpacked_bytes(path)):
+                raise InputError(f"{path} must unpack to at most {most} bytes, but its header says shape {shape}")
             values = _read_at_most(stream, math.prod(shape) + 1)  # one more, to notice bytes too many
     except gzip.BadGzipFile as error:
         raise InputError(f"{path} is not a sound gzip file: {error}") from error

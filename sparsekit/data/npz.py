@@ -1,18 +1,24 @@
 """A user's own data set in one .npz file."""
 
+import math
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
+from numpy.lib import format as npy
 
 from sparsekit.data.dataset import Dataset, finite_samples
 from sparsekit.data.splits import stratified_split
+from sparsekit.data.unpacking import most_unpacked_bytes
 from sparsekit.errors import InputError
 
 _KEYS = ("x", "y", "x_test", "y_test", "class_names")
+_OF_NUMPY = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _TEST_FRACTION = 0.2
 _SPLIT_SEED = 0
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 def read_npz(path: str | Path) -> Dataset:
@@ -30,7 +36,8 @@ def read_npz(path: str | Path) -> Dataset:
           ``y``.
         * ``class_names``, strings, if there are any; by default "0", "1", ...
 
-        Other arrays in it are not read. Nothing in it is ever unpickled.
+        Other arrays in it are not read. Nothing in it is ever unpickled. Together the arrays may unpack to a GiB
+        or 200 times the size of the file.
 
     Returns
     -------
@@ -50,12 +57,22 @@ def read_npz(path: str | Path) -> Dataset:
         raise InputError(f"{path}: {error}") from error
 
 
-def read_arrays(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
-    """Those of the arrays `keys` that an .npz file has; a file that is damaged or needs pickle is refused."""
+def read_arrays(
+    path: Path, keys: Iterable[str], compressions: Collection[int] = _OF_NUMPY
+) -> dict[str, np.ndarray]:
+    """Those of the arrays `keys` that an .npz file has; a file that is damaged or needs pickle is refused.
+
+    Of what else zip archives may be compressed by, Python unpacks some without a limit to the memory.
+    """
+    keys = tuple(keys)
     try:
         with path.open("rb") as stream:
             is_zip = zipfile.is_zipfile(stream)
             stream.seek(0)
+            if is_zip:
+                with zipfile.ZipFile(stream) as archive:
+                    _check_members(archive, keys, most_unpacked_bytes(path), compressions)
+                stream.seek(0)
             # NumPy would take what is no zip for a pickle, and say so.
             archive = np.load(stream, allow_pickle=False) if is_zip else {}
             arrays = {key: archive[key] for key in keys if key in archive}
@@ -70,6 +87,35 @@ def read_arrays(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
         if not isinstance(array, np.ndarray):  # NumPy hands out the bytes of a member that is no .npy file
             raise InputError(f"{path}: {key} is not stored as an array")
     return arrays
+
+
+def _check_members(
+    archive: zipfile.ZipFile, keys: Collection[str], most_bytes: int, compressions: Collection[int]
+) -> None:
+    """Refuse members that unpack to too much, or whose header claims more than is there."""
+    members = [member for member in archive.infolist() if member.filename.removesuffix(".npy") in keys]
+    if sum(member.file_size for member in members) > most_bytes:
+        raise ValueError(f"its arrays unpack to more than {most_bytes} bytes")
+    for member in members:
+        if member.compress_type not in compressions:
+            raise ValueError(f"{member.filename} is not compressed as NumPy does it")
+        with archive.open(member) as stream:
+            claimed = _claimed_bytes(stream)
+            found = member.file_size - stream.tell()
+        if claimed is not None and claimed != found:
+            raise ValueError(f"{member.filename} must hold {claimed} bytes by its header, but holds {found}")
+
+
+def _claimed_bytes(stream: IO[bytes]) -> int | None:
+    """Bytes of the array by the header of a .npy file; None for what is none, or not plain, and refused later."""
+    if stream.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
+        return None
+    stream.seek(0)
+    version = npy.read_magic(stream)
+    if version not in _HEADERS:
+        raise ValueError(f"version {version} of the .npy format has no place here")
+    shape, _, dtype = _HEADERS[version](stream)
+    return None if dtype.hasobject else math.prod(shape) * dtype.itemsize
 
 
 def _build(name: str, arrays: dict[str, np.ndarray]) -> Dataset:

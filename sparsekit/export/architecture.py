@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsekit.checks import require_integer
 from sparsekit.condensed import CondensedMatrix
 from sparsekit.csr import CSRMatrix
 from sparsekit.dense import DenseMatrix
@@ -22,7 +23,7 @@ from sparsekit.nn import (
     Residual,
     Sequential,
 )
-from sparsekit.stored import StoredMatrix
+from sparsekit.stored import StoredMatrix, require_shape
 
 STORAGES: dict[str, type[StoredMatrix]] = {"condensed": CondensedMatrix, "csr": CSRMatrix, "dense": DenseMatrix}
 _PLAIN: dict[str, type[Module]] = {kind.__name__: kind for kind in (Flatten, GELU, GlobalAvgPool, ReLU)}
@@ -45,6 +46,21 @@ def build(layers: dict[str, dict[str, Any]], dtype: np.dtype) -> Sequential:
         If it is no such description.
     """
     return Sequential(_built(layers, dtype))
+
+
+def n_values(layers: dict[str, dict[str, Any]]) -> int:
+    """At least as many values as :func:`build` has room made for; errors are the same."""
+    total = 0
+    for about in layers.values():
+        if about["type"] in _LAYERS:
+            n_out, n_in = require_shape((about["shape"][0], about["shape"][1]))
+            total += n_out + 1 + (n_out * n_in if about["storage"] == "dense" else 0)
+        elif about["type"] in _NORMS:
+            total += 4 * require_integer("n_features", about["n_features"], 1)
+        else:
+            parts = (about.get(name) for name in ("layers", "branch", "shortcut"))
+            total += sum(n_values(part) for part in parts if part is not None)
+    return total
 
 
 def _about(module: Module) -> dict[str, Any]:
@@ -94,6 +110,16 @@ def _module(about: dict[str, Any], dtype: np.dtype) -> Module:
     if kind == "Residual":
         shortcut = None if options["shortcut"] is None else _built(options["shortcut"], dtype)
         return Residual(_built(options["branch"], dtype), shortcut, relu=options["relu"])
-    storage, shape = STORAGES[options.pop("storage")], options.pop("shape")
-    matrix = storage.from_mask(np.full(shape, storage is DenseMatrix), dtype)
+    matrix = _empty(options.pop("storage"), options.pop("shape"), dtype)
     return _LAYERS[kind](matrix, **options)
+
+
+def _empty(storage: str, shape: list[int], dtype: np.dtype) -> StoredMatrix:
+    """A matrix without weights, or of zeros if it is dense; it takes no more memory than it has neurons."""
+    n_out, n_in = require_shape((shape[0], shape[1]))
+    none = np.empty(0, dtype=np.int64)
+    if storage == "condensed":
+        return CondensedMatrix(np.empty((0, 0), dtype), none.reshape(0, 0), none, (n_out, n_in))
+    if storage == "csr":
+        return CSRMatrix(np.empty(0, dtype), none, np.zeros(n_out + 1, dtype=np.int64), (n_out, n_in))
+    return DenseMatrix(np.zeros((n_out, n_in), dtype=dtype))

@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from sparsekit import __version__
+from sparsekit.checks import require_choice, require_integer
 from sparsekit.data import Standardization
 from sparsekit.errors import InputError
-from sparsekit.export.architecture import build, describe
+from sparsekit.export.architecture import build, describe, n_values
 from sparsekit.models import weight_layers
 from sparsekit.nn import Sequential
 from sparsekit.training import Classifier
-from sparsekit.training.arrays import read_arrays, write_arrays
+from sparsekit.training.arrays import DAMAGE, one_line, read_arrays, write_arrays
 from sparsekit.training.model_file import fill_model, model_arrays
 
 FORM = "network-1"
+_ROOM = 2**24  # values a network may have that are not in its file: those of neurons without weights and bias
 
 
 class ExportedClassifier(Classifier):
@@ -74,14 +76,25 @@ def load_exported(path: str | Path) -> ExportedClassifier:
     arrays = read_arrays(path, FORM)
     try:
         about = json.loads(arrays["extra.about"].tobytes())
-        dtype = np.dtype(about["dtype"])
+        dtype = np.dtype(require_choice("dtype", about["dtype"], ("float32", "float64")))
+        if n_values(about["network"]) > _ROOM + sum(array.size for array in arrays.values()):
+            raise InputError("it describes a network that is far larger than what it holds")
         model = build(about["network"], dtype)
         extra = fill_model(path, model, arrays)
         standardization = Standardization(extra["mean"], extra["std"])
-        shape, names = tuple(about["sample_shape"]), tuple(about["class_names"])
+        shape = tuple(require_integer("sample_shape", size, 1) for size in about["sample_shape"])
+        names = tuple(map(str, about["class_names"]))
+        _require_fitting(model, standardization, shape)
         exported = ExportedClassifier(model, standardization, shape, dtype, names)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {error}") from None
+    except DAMAGE as error:
+        raise InputError(one_line(f"{path} is damaged: {error}")) from None
     for layer in weight_layers(model).values():
         layer.freeze()
     return exported
+
+
+def _require_fitting(model: Sequential, inputs: Standardization, shape: tuple[int, ...]) -> None:
+    """Refuse a network that does not take the samples it says."""
+    if inputs.mean.ndim != len(shape) or len(inputs.mean) != shape[0]:
+        raise InputError(f"mean has shape {inputs.mean.shape}, which is not that of samples {shape}")
+    model.output_shape(shape)

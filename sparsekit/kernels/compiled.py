@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numba
 
-from sparsekit.kernels.threads import start_threads
+from sparsekit.kernels.threads import has_threads, launching, start_threads
 
 # Sums may be reordered and contracted to fused multiply-adds; NaN and Inf keep their meaning.
 FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
@@ -31,9 +31,13 @@ def run(kernel: Kernel, multiply_adds: int, *arguments: Any) -> None:
     The choice looks at the work alone, not at the number of threads, so that results do not depend on it.
     """
     start_threads()  # before the first kernel is compiled, which may load the threading layer
-    (kernel.parallel if is_parallel(multiply_adds) else kernel.serial)(*arguments)
+    if is_parallel(multiply_adds):
+        with launching():
+            kernel.parallel(*arguments)
+    else:
+        kernel.serial(*arguments)
 
 
 def is_parallel(multiply_adds: int) -> bool:
     """Whether :func:`run` takes the version for several threads."""
-    return multiply_adds >= _PARALLEL_FROM
+    return multiply_adds >= _PARALLEL_FROM and has_threads()

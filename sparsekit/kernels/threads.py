@@ -1,8 +1,10 @@
 """One thread count for Numba and BLAS together, so that neither starts more threads than asked for."""
 
 import os
+import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 
 from threadpoolctl import ThreadpoolController, threadpool_limits
@@ -10,6 +12,7 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 from sparsekit.checks import require_integer
 
 _SPINS = "16000"  # a few hundred microseconds
+_lost_threads = False  # whether this process was forked off one whose threads had started
 
 
 def resolve_threads(threads: int | None) -> int:
@@ -48,6 +51,38 @@ def start_threads() -> None:
     finally:
         if not chosen:
             os.environ.pop("GOMP_SPINCOUNT", None)
+
+
+def has_threads() -> bool:
+    """Whether kernels may run on several threads here.
+
+    A process that was forked off one whose threads had started has none of them, and GNU OpenMP ends it when it
+    asks for some. There kernels run on one thread; processes that are spawned have threads of their own.
+    """
+    return not _lost_threads
+
+
+def _after_fork() -> None:
+    global _lost_threads
+    numba = sys.modules.get("numba")
+    with suppress(ValueError):  # they had not started
+        _lost_threads = _lost_threads or (numba is not None and numba.threading_layer() != "tbb")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@cache
+def launching() -> AbstractContextManager[object]:
+    """To be entered while a kernel runs on several threads.
+
+    Python threads may call kernels at the same time; Numba's own work queue, which it has where there is neither
+    OpenMP nor TBB, would end the process then, so there they wait for each other.
+    """
+    import numba
+
+    return threading.Lock() if numba.threading_layer() == "workqueue" else nullcontext()  # pyright: ignore[reportPrivateImportUsage]
 
 
 @contextmanager

@@ -18,6 +18,9 @@ from sparsekit.errors import InputError
 _CODES = {"bool": "BOOL", "float32": "F32", "float64": "F64"}  # the format's names of dtypes
 _CODES |= {f"{sign}int{bits}": f"{sign.upper() or 'I'}{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
+# What made-up contents raise where they are used: of another type, out of range, missing, endlessly nested.
+DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
 
 def write_arrays(path: str | Path, form: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Write the arrays atomically; `form` says what they are, as "model-1". Equal arrays give equal files.
@@ -56,6 +59,9 @@ def read_arrays(path: str | Path, form: str) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="numpy") as file:
             found, _, expected = (file.metadata() or {}).get("sparsekit", "").partition(" ")
+            for name in file.keys():  # noqa: SIM118
+                if (code := file.get_slice(name).get_dtype()) not in _CODES.values():
+                    raise ValueError(f"{name!r} is of dtype {code}")  # some of the format's are none of NumPy's
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is damaged or no safetensors file: {error}") from None
@@ -65,6 +71,11 @@ def read_arrays(path: str | Path, form: str) -> dict[str, np.ndarray]:
     if expected != digest(arrays):
         raise InputError(f"{path} is damaged: its contents do not match its digest")
     return arrays
+
+
+def one_line(message: object) -> str:
+    """A message in one line, whatever it repeats of a made-up file."""
+    return " ".join(str(message).splitlines())
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:

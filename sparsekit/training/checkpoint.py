@@ -7,7 +7,9 @@ Rates, schedules and the topology method are not in it: they are those of the tr
 here remember nothing from one update to the next.
 """
 
+import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,15 @@ from sparsekit import __version__
 from sparsekit.errors import InputError
 from sparsekit.models import weight_layers
 from sparsekit.nn import Module
-from sparsekit.training.arrays import read_arrays, write_arrays
+from sparsekit.training.arrays import DAMAGE, one_line, read_arrays, write_arrays
 from sparsekit.training.callbacks import Callback
 from sparsekit.training.history import History
 from sparsekit.training.model_file import fill_model, misfit, model_arrays
 from sparsekit.training.trainer import Trainer
 
 FORM = "checkpoint-1"
+_FINGERPRINT = {"sample_shape", "n_classes", "n_train", "sha256"}
+_POSITIONS = {"MT19937": 624, "Philox": 4}  # numbers made in advance; NumPy reads on from any place it is told
 
 
 def save_checkpoint(path: str | Path, trainer: Trainer, config: str = "") -> None:
@@ -86,9 +90,19 @@ def load_checkpoint(path: str | Path, trainer: Trainer) -> str:
         If the file is missing, damaged or no checkpoint, or if it does not fit the trainer.
     """
     arrays = read_arrays(path, FORM)
+    try:
+        return _restore(path, arrays, trainer)
+    except InputError as error:
+        raise InputError(one_line(error)) from error
+    except DAMAGE as error:
+        raise InputError(one_line(f"{path} is damaged: {type(error).__name__}: {error}")) from error
+
+
+def _restore(path: str | Path, arrays: dict[str, np.ndarray], trainer: Trainer) -> str:
     state = json.loads(arrays["extra.state"].tobytes())
     _check_layers(path, state["layers"], _layers(trainer.model))
     _check_trainer(path, state, trainer)
+    _check_plausible(path, state, arrays, trainer)
     extra = fill_model(path, trainer.model, arrays)
     for name, parameter in trainer.model.named_parameters().items():
         parameter.state = _part_of(extra, f"optimizer.{name}.")
@@ -129,6 +143,64 @@ def _check_trainer(path: str | Path, state: dict[str, Any], trainer: Trainer) ->
     ):
         if saved != own:
             raise InputError(f"{path} does not fit this trainer: {what} must be {saved}, not {own}")
+
+
+def _check_plausible(
+    path: str | Path, state: dict[str, Any], arrays: dict[str, np.ndarray], trainer: Trainer
+) -> None:
+    """Refuse what no training has left, before it changes anything and is stumbled over much later."""
+    history, step, fingerprint = state["history"], state["step"], state["fingerprint"]
+    numbers = [value for row in history for value in row.values()]
+    sources, own = _random_sources(trainer), _plain_attributes(trainer.optimizer)
+    saved = state["optimizer_attributes"]
+    for name, rng in sources.items():
+        copy.deepcopy(rng.bit_generator).state = state["random"][name]
+    for what, is_plausible in (
+        ("config", isinstance(state["config"], str)),
+        ("fingerprint", _is_fingerprint(fingerprint)),
+        ("history", isinstance(history, list) and all(isinstance(value, int | float) for value in numbers)),
+        ("step", type(step) is int and step == (history[-1]["step"] if history else 0)),
+        ("step", len(history) == (history[-1]["epoch"] if history else 0) and step % max(len(history), 1) == 0),
+        ("optimizer", own.keys() == saved.keys() and all(_is_like(own[name], saved[name]) for name in own)),
+        ("optimizer", all(_fits_its_parameter(name, arrays, trainer) for name in arrays)),
+        ("random sources", all(_has_a_place(state["random"][name]) for name in sources)),
+    ):
+        if not is_plausible:
+            raise InputError(f"{path} is damaged: no training leaves such {what}")
+
+
+def _is_fingerprint(saved: dict[str, Any]) -> bool:
+    """Whether it tells training data from others, as the trainer does."""
+    if saved.keys() != _FINGERPRINT or not re.fullmatch("[0-9a-f]{64}", saved["sha256"]):
+        return False
+    return all(type(number) is int for number in (saved["n_classes"], saved["n_train"], *saved["sample_shape"]))
+
+
+def _is_like(own: object, saved: object) -> bool:
+    """Whether a saved attribute of an optimizer may be what its own became: a count is one still, a share too."""
+    if own is None:
+        return isinstance(saved, int | float | str | None)
+    if type(own) is int:
+        return type(saved) is int and (own < 0 or 0 <= saved < 2**63)
+    if type(own) is float:
+        return type(saved) in (int, float) and (0 <= saved < 1 or not 0 <= own < 1)  # pyright: ignore[reportOperatorIssue]
+    return type(saved) is type(own)
+
+
+def _fits_its_parameter(name: str, arrays: dict[str, np.ndarray], trainer: Trainer) -> bool:
+    """Whether an array, if the optimizer keeps it of a parameter, has the shape and dtype of that."""
+    for parameter in trainer.model.named_parameters():
+        if name.startswith(f"extra.optimizer.{parameter}."):
+            values = arrays[parameter if parameter in arrays else f"{parameter}.values"]
+            return (arrays[name].shape, arrays[name].dtype) == (values.shape, values.dtype)
+    return True
+
+
+def _has_a_place(random: dict[str, Any]) -> bool:
+    """Whether a random source that makes numbers in advance stands within them."""
+    kind = random["bit_generator"]
+    place = random["state"]["pos"] if kind == "MT19937" else random["buffer_pos"] if kind == "Philox" else 0
+    return 0 <= place <= _POSITIONS.get(kind, 0)
 
 
 def _layers(model: Module) -> dict[str, str]:

@@ -26,6 +26,9 @@ _COLUMNS = {
 }
 
 
+_DAMAGE = (ValueError, KeyError, TypeError, csv.Error)  # what a damaged table raises
+
+
 class MaskEvolution(Callback):
     """Records every topology update of a training, layer by layer.
 
@@ -54,8 +57,10 @@ class MaskEvolution(Callback):
 
     def on_fit_start(self, trainer):
         for name, layer in trainer.layers.items():
+            mask = layer.matrix.mask()
+            if name in self._seen and self._seen[name].shape != np.packbits(mask).shape:
+                raise InputError(f"evolution of layer {name!r} is not that of a mask of shape {mask.shape}")
             if name not in self._seen:
-                mask = layer.matrix.mask()
                 self._record(trainer.step, name, old=mask, new=mask, n_regrown=0)
 
     def on_topology_update(self, trainer, layer, update):
@@ -67,8 +72,17 @@ class MaskEvolution(Callback):
         return {"rows": rows} | {f"seen.{name}": bits for name, bits in self._seen.items()}
 
     def restore(self, arrays):
-        self.rows = _rows(arrays["rows"].tobytes().decode())
-        self._seen = {name.removeprefix("seen."): bits for name, bits in arrays.items() if name != "rows"}
+        try:
+            rows = _rows(arrays["rows"].tobytes().decode())
+        except _DAMAGE as error:
+            raise InputError(f"evolution of the masks is damaged: {error}") from None
+        seen = {name.removeprefix("seen."): bits for name, bits in arrays.items() if name != "rows"}
+        for name, bits in seen.items():
+            if bits.dtype != np.uint8 or bits.ndim != 1:
+                raise InputError(
+                    f"evolution of layer {name!r} must be a row of bits, not {bits.dtype} {bits.shape}"
+                )
+        self.rows, self._seen = rows, seen
 
     def save(self, path: str | Path) -> None:
         """Write a CSV file that :func:`read_evolution` reads, atomically."""
@@ -115,7 +129,7 @@ def read_evolution(path: str | Path) -> list[dict[str, Any]]:
         return _rows(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except _DAMAGE as error:
         raise InputError(f"{path} is damaged: {error}") from None
 
 

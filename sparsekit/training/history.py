@@ -55,9 +55,20 @@ class History:
 
     @classmethod
     def load(cls, path: str | Path) -> "History":
-        """Read what :meth:`save` wrote."""
-        with open(path, encoding="utf-8", newline="") as file:
-            return cls([{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)])
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be read, or is damaged.
+        """
+        try:
+            with open(path, encoding="utf-8", newline="") as file:
+                return cls([{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)])
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        except (ValueError, TypeError, csv.Error) as error:
+            raise InputError(f"{path} is damaged: {error}") from None
 
     def plot(self) -> "Figure":
         """A figure of loss, accuracy and the sparse layers' active neurons over the epochs."""

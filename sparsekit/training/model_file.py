@@ -11,7 +11,7 @@ from sparsekit.errors import InputError
 from sparsekit.models import weight_layers
 from sparsekit.nn import Module
 from sparsekit.stored import StoredMatrix
-from sparsekit.training.arrays import read_arrays, write_arrays
+from sparsekit.training.arrays import one_line, read_arrays, write_arrays
 
 FORM = "model-1"
 
@@ -70,7 +70,7 @@ def fill_model(path: str | Path, model: Module, arrays: dict[str, np.ndarray]) -
 
 def misfit(path: str | Path, reason: object) -> InputError:
     """The error for a file of another architecture."""
-    return InputError(f"{path} does not fit this network: {reason}")
+    return InputError(one_line(f"{path} does not fit this network: {reason}"))
 
 
 def _part(layer: str, part: str) -> str:

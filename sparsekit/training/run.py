@@ -11,7 +11,6 @@ import copy
 import json
 import math
 import time
-import tomllib
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ import numpy as np
 
 from sparsekit import __version__, counting, models
 from sparsekit.atomic import atomic_path, write_text
-from sparsekit.config import RunConfig, make_config, read_toml
+from sparsekit.checks import require_fraction, require_integer
+from sparsekit.config import RunConfig, make_config, parse_toml, read_toml
 from sparsekit.data import CropAndFlip, Dataset, Standardization, load_dataset
 from sparsekit.errors import InputError
 from sparsekit.kernels.threads import thread_limit
@@ -30,6 +30,7 @@ from sparsekit.models.building import Sparsification
 from sparsekit.nn import Module, Sequential, WeightLayer
 from sparsekit.optim import SGD, AdamW, LearningRate, Optimizer
 from sparsekit.topology import SET, RigL, SRigL, Static, TopologyMethod
+from sparsekit.training.arrays import DAMAGE
 from sparsekit.training.callbacks import Callback
 from sparsekit.training.checkpoint import load_checkpoint, save_checkpoint
 from sparsekit.training.classifier import Classifier
@@ -52,6 +53,8 @@ from sparsekit.training.folder import (
 from sparsekit.training.history import History
 from sparsekit.training.model_file import load_model, save_model
 from sparsekit.training.trainer import Trainer
+
+_MOST = 2**22  # values of a sample, and classes
 
 
 @dataclass(frozen=True)
@@ -162,16 +165,23 @@ def load_run(path: str | Path, *, best: bool = False) -> Run:
     config = make_config(read_toml(folder / CONFIG))
     try:
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        sample_shape, n_classes = tuple(result["sample_shape"]), int(result["n_classes"])
+        sample_shape = tuple(require_integer("sample_shape", size, 1, _MOST) for size in result["sample_shape"])
+        n_classes = require_integer("n_classes", result["n_classes"], 2, _MOST)
+        require_integer("the product of sample_shape", math.prod(sample_shape), 1, _MOST)
+        require_fraction("sparsity", result["sparsity"])
         history = History.load(folder / HISTORY)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        require_integer("step", history.rows[-1]["step"], 1)
+    except (OSError, *DAMAGE) as error:
         raise InputError(f"{folder} has a damaged result.json or history.csv: {error}") from None
     if best and history.best() is None:
         raise InputError(f"best must be False for {folder}, a run without validation data, not True")
     model = build_network(config, sample_shape, n_classes)
-    extra = load_model(folder / (BEST if best else MODEL), model)
+    file = folder / (BEST if best else MODEL)
+    extra = load_model(file, model)
     for layer in weight_layers(model).values():
         layer.freeze()
+    if not {"mean", "std"} <= extra.keys():
+        raise InputError(f"{file} is damaged: it has no mean and std of the inputs")
     standardization = Standardization(extra["mean"], extra["std"])
     return Run(config, history, result, Classifier(model, standardization, sample_shape, np.dtype(config.dtype)))
 
@@ -239,7 +249,7 @@ def build_trainer(
 
 def _require_config(path: Path, config: RunConfig, saved: str) -> None:
     """Refuse a checkpoint of another configuration; only the threads may be others."""
-    old = make_config(tomllib.loads(saved), {"threads": config.threads})
+    old = make_config(parse_toml(saved.encode(), f"what {path} has of {CONFIG}"), {"threads": config.threads})
     for name in RunConfig.model_fields:
         was, now = getattr(old, name), getattr(config, name)
         if was != now:
