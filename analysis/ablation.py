@@ -11,10 +11,10 @@ import typer
 from rich.table import Table
 
 from analysis.accuracy import Results
-from analysis.intervals import mean_interval
+from analysis.intervals import mean_with_spread
 from analysis.plots import save_figure
 from analysis.plots.ablation import fan_in_figure, gamma_figure, itop_figure, neurons_figure, swept
-from analysis.series import DENSE, Row, grouped, require_same_training, sparsities
+from analysis.series import DENSE, Row, grouped, percents, require_same_training, sparsities
 from analysis.sweep import load_rows
 from analysis.tables import write_csv
 from sparsekit.console import Json, Out, Quiet, check_json, console, new_folder, run_app, write_json
@@ -61,7 +61,7 @@ def gamma_sweep(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "sparsity": sparsity,
             "gamma_sal": float(runs[0]["gamma_sal"]),
             "n": len(runs),
-            **_mean("accuracy", [100 * run["test_accuracy"] for run in runs], "accuracy_half_width"),
+            **_mean("accuracy", percents(runs), "accuracy_half_width"),
             **_mean("active", [100 * hidden_active(run) for run in runs], "active_half_width"),
         }
         for _, sparsity, runs in _groups(rows)
@@ -106,7 +106,7 @@ def _groups(rows: Sequence[Row]) -> Iterator[tuple[str, float, list[Row]]]:
 
 
 def _mean(name: str, values: Sequence[float], half_width: str = "half_width") -> dict[str, float | None]:
-    mean, half = mean_interval(values) if len(values) > 1 else (values[0], None)
+    mean, half = mean_with_spread(values)
     return {name: mean, half_width: half}
 
 

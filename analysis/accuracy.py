@@ -7,7 +7,7 @@ static mask, is tested at every sparsity; these tests are one family, for which 
 of a single false rejection below the level.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,10 +15,10 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from analysis.intervals import holm, mean_interval, paired_difference, permutation_p_value
+from analysis.intervals import holm, mean_with_spread, paired_difference, permutation_p_value
 from analysis.plots import save_figure
 from analysis.plots.accuracy import accuracy_figure
-from analysis.series import DENSE, Row, grouped, paired, require_same_training
+from analysis.series import DENSE, Row, grouped, paired, percents, require_same_training
 from analysis.sweep import load_rows
 from analysis.tables import write_csv
 from sparsekit.console import Json, Quiet, check_json, console, new_folder, run_app, write_json
@@ -56,21 +56,13 @@ def accuracies(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "series": name,
             "sparsity": sparsity,
             "n": len(runs),
-            **_mean(100 * run["test_accuracy"] for run in runs),
+            **dict(zip(("accuracy", "half_width"), mean_with_spread(percents(runs)), strict=True)),
             "stored_weights": float(np.mean([run["stored_weights"] for run in runs])),
             "itop": float(np.mean([run["itop"] for run in runs])) if "itop" in runs[0] else None,
         }
         for name, by_sparsity in grouped(rows).items()
         for sparsity, runs in by_sparsity.items()
     ]
-
-
-def _mean(values: Iterable[float]) -> dict[str, float | None]:
-    sample = list(values)
-    if len(sample) == 1:
-        return {"accuracy": sample[0], "half_width": None}
-    mean, half_width = mean_interval(sample)
-    return {"accuracy": mean, "half_width": half_width}
 
 
 def comparisons(rows: Sequence[Row]) -> list[dict[str, Any]]:

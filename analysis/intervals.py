@@ -73,6 +73,12 @@ def mean_interval(values: Iterable[float], confidence: float = 0.95) -> tuple[fl
     return float(sample.mean()), _half_width(sample, confidence)
 
 
+def mean_with_spread(values: Iterable[float]) -> tuple[float, float | None]:
+    """As :func:`mean_interval` at 95 %; a single value gives itself and None: one says nothing of its spread."""
+    sample = list(values)
+    return mean_interval(sample) if len(sample) > 1 else (sample[0], None)
+
+
 def paired_difference(a: Iterable[float], b: Iterable[float], confidence: float = 0.95) -> PairedDifference:
     """Student's paired t-test of a - b: the same seeds under two methods, for example.
 

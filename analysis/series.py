@@ -62,6 +62,11 @@ def complete(rows: Sequence[Row]) -> dict[str, dict[float, list[Row]]]:
     return {name: runs for name, runs in grouped(rows).items() if name == DENSE or list(runs) == wanted}
 
 
+def percents(runs: Iterable[Row]) -> list[float]:
+    """Test accuracies in percent."""
+    return [100 * run["test_accuracy"] for run in runs]
+
+
 def paired(first: Iterable[Row], second: Iterable[Row]) -> list[tuple[float, float]]:
     """Test accuracies, in percent, of the runs of two series that have the same seed."""
     accuracies = {run["seed"]: 100 * run["test_accuracy"] for run in second}

@@ -57,6 +57,7 @@ from sparsekit.console import (
 )
 from sparsekit.errors import InputError
 from sparsekit.kernels.threads import thread_limit
+from sparsekit.training.folder import make_folder
 
 _ESTIMATED = (
     "samples", "mean", "mean_error", "mean_z", "variance", "variance_error", "variance_z",
@@ -160,11 +161,8 @@ def _failed(verdicts: dict[str, Verdict]) -> Iterable[tuple[str, Verdict]]:
 
 def _require_folder(folder: Path) -> Path:
     """Make the folder; one that holds anything but an earlier comparison is refused."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        others = sorted(path.name for path in folder.iterdir() if path.name not in _FILES)
-    except OSError as error:
-        raise InputError(f"out {folder} cannot be made: {error.strerror}") from None
+    make_folder(folder)
+    others = sorted(path.name for path in folder.iterdir() if path.name not in _FILES)
     if others:
         raise InputError(f"out {folder} exists and is not ours: it holds {others[0]!r}; name a new folder")
     return folder

@@ -10,7 +10,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.intervals import MOST_PAIRS, holm, mean_interval, paired_difference, permutation_p_value
+from analysis.intervals import (
+    MOST_PAIRS,
+    holm,
+    mean_interval,
+    mean_with_spread,
+    paired_difference,
+    permutation_p_value,
+)
 from sparsekit.errors import InputError
 
 numbers = st.floats(-1e6, 1e6)
@@ -219,3 +226,8 @@ def test_another_test_makes_no_p_value_smaller(p_values):
 def test_bad_input_is_named(call, message):
     with pytest.raises(InputError, match=f"^{message}"):
         call()
+
+
+def test_one_value_has_no_spread():
+    assert mean_with_spread([3.5]) == (3.5, None)
+    assert mean_with_spread(iter([1.0, 2.0, 4.0])) == mean_interval([1.0, 2.0, 4.0])

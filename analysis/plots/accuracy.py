@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.intervals import mean_interval, paired_difference
+from analysis.intervals import mean_with_spread, paired_difference
 from analysis.plots.lines import beside, look, sparsity_axis
 from analysis.plots.style import new_figure, style
-from analysis.series import DENSE, Row, complete, paired, sparsities
+from analysis.series import DENSE, Row, complete, paired, percents, sparsities
 
 _REFERENCE = "RigL"
 
@@ -42,11 +42,11 @@ def _what(rows: Sequence[Row]) -> str:
 def _accuracies(axes: Axes, groups: Groups, ticks: Sequence[float]) -> None:
     sparse = [name for name in groups if name != DENSE]
     if DENSE in groups:
-        mean, half_width = _interval([100 * run["test_accuracy"] for run in groups[DENSE][0.0]])
+        mean, half_width = _interval(groups[DENSE][0.0])
         axes.axhline(mean, color="black", lw=1, ls="--", label=DENSE)
         axes.axhspan(mean - half_width, mean + half_width, color="black", alpha=0.1, lw=0)
     for place, name in enumerate(sparse):
-        points = [_interval([100 * run["test_accuracy"] for run in runs]) for runs in groups[name].values()]
+        points = [_interval(runs) for runs in groups[name].values()]
         means, half_widths = zip(*points, strict=True)
         places = beside(ticks, place, len(sparse))
         axes.errorbar(places, means, half_widths, label=name, elinewidth=0.8, **look(name))
@@ -73,5 +73,6 @@ def _differences(axes: Axes, groups: Groups) -> None:
     axes.set(title=f"difference from {_REFERENCE}, paired by seed", ylabel="percentage points")
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    return mean_interval(values) if len(values) > 1 else (values[0], 0.0)
+def _interval(runs: Sequence[Row]) -> tuple[float, float]:
+    mean, half_width = mean_with_spread(percents(runs))
+    return mean, half_width or 0.0

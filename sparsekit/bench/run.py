@@ -18,6 +18,7 @@ from sparsekit.bench.report import Row, case_rows, csv_text
 from sparsekit.checks import require_choice, require_integer
 from sparsekit.errors import InputError
 from sparsekit.kernels.threads import resolve_threads, thread_limit
+from sparsekit.training.folder import make_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,7 +84,7 @@ def run(
     counts = _thread_counts(threads, quick=quick) if benchmark != "gpu" else [1]  # host threads make no difference
     require_integer("seed", seed, 0)
     on_gpu = {"gpu": gpu.device()} if benchmark == "gpu" else {}
-    _make_folder(folder)
+    make_folder(folder)
     results = Results({}, _notes(names), {})
     for name in names:
         if name in _TRAININGS:
@@ -103,13 +104,6 @@ def _thread_counts(threads: Sequence[int] | None, *, quick: bool) -> list[int]:
     if not threads:
         raise InputError("threads must name at least one count, not none")
     return list(dict.fromkeys(resolve_threads(count) for count in threads))
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out {folder} cannot be made: {error.strerror}") from None
 
 
 def _notes(names: Sequence[str]) -> list[str]:
