@@ -14,7 +14,7 @@ from analysis.accuracy import Results
 from analysis.intervals import mean_with_spread
 from analysis.plots import save_figure
 from analysis.plots.ablation import fan_in_figure, gamma_figure, itop_figure, neurons_figure, swept
-from analysis.series import DENSE, Row, grouped, percents, require_same_training, sparsities
+from analysis.series import DENSE, Row, complete, grouped, percents, require_same_training, sparsities
 from analysis.sweep import load_rows
 from analysis.tables import write_csv
 from sparsekit.console import Json, Out, Quiet, check_json, console, new_folder, run_app, write_json
@@ -135,6 +135,8 @@ def main(results: Results, out: Out = None, json_file: Json = None, quiet: Quiet
     require_same_training(rows)
     if not sparsities(rows):
         raise InputError(f"results {results} hold no sparse run")
+    if complete(rows).keys() <= {DENSE}:
+        raise InputError(f"results {results} hold no method at every sparsity; finish the sweep first")
     tables = {
         "active-neurons": active_neurons(rows),
         "gamma-sal": gamma_sweep(rows),

@@ -21,7 +21,7 @@ from analysis.plots.accuracy import accuracy_figure
 from analysis.series import DENSE, Row, grouped, paired, percents, require_same_training
 from analysis.sweep import load_rows
 from analysis.tables import write_csv
-from sparsekit.console import Json, Quiet, check_json, console, new_folder, run_app, write_json
+from sparsekit.console import Json, Out, Quiet, check_json, console, new_folder, run_app, write_json
 from sparsekit.errors import InputError
 from sparsekit.training.folder import make_folder
 
@@ -149,9 +149,7 @@ Results = Annotated[
 @app.command()
 def main(
     results: Results,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to write to (default: a new one in runs/).")
-    ] = None,
+    out: Out = None,
     json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:

@@ -209,6 +209,14 @@ def test_the_figures_of_ablation_show_the_numbers(rows):
             assert patch.get_data().values.sum() == pytest.approx(100)
 
 
+def test_sweeps_without_rigl_and_srigl_are_drawn_too(rows):
+    rows = [row for row in rows if row["method"] in ("dense", "static")]
+    assert [text.get_text() for text in fan_in_figure(rows).legends[0].get_texts()] == ["static"]
+    assert len(itop_figure(itop_rates(rows)).axes) == 3
+    assert len(accuracy_figure(rows).axes) == 2
+    assert points(neurons_figure(active_neurons(rows)).axes[0]) == {}
+
+
 def test_figures_are_the_same_bytes_every_time(rows, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -254,6 +262,17 @@ def test_the_commands_write_what_they_say(sweep, tmp_path):
         - {"gamma-sal.svg", "gamma-sal.png"}  # two values of gamma_sal are no line
         | {f"{name}.csv" for name in names}
     )
+
+
+def test_half_a_sweep_is_refused_in_one_line(sweep, tmp_path):
+    header, *lines = (sweep / "results.csv").read_text().splitlines()
+    half = [line for line in lines if ",static," in line and ",0.5," in line]
+    half += [line for line in lines if ",rigl," in line and ",0.8," in line]
+    (tmp_path / "half.csv").write_text("\n".join([header, *half]))
+    done = run_module("ablation", tmp_path / "half.csv", "--out", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("half.csv hold no method at every sparsity; finish the sweep first\n")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["accuracy", "ablation"])

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from analysis.plots.lines import beside, look, sparsity_axis
 from analysis.plots.style import new_figure, style
-from analysis.series import Row, complete, sparsities
+from analysis.series import DENSE, Row, complete, sparsities
 
 Rows = Sequence[dict[str, Any]]
 
@@ -54,7 +54,8 @@ def fan_in_figure(rows: Sequence[Row]) -> Figure:
     """
     ticks = _three_of(sparsities(rows))
     groups = complete(rows)
-    names = [name for name in groups if name.startswith(("RigL", "SRigL, gamma"))] or [*groups]
+    sparse = [name for name in groups if name != DENSE]
+    names = [name for name in sparse if name.startswith(("RigL", "SRigL, gamma"))] or sparse
     layers = [layer["name"] for layer in groups[names[0]][ticks[0]][0]["layers"]][:-1]
     figure, panels = new_figure(0.7 + 1.6 * len(layers), len(layers), len(ticks))
     with style():
