@@ -1,10 +1,15 @@
 """Fixtures and the Hypothesis profiles of the whole suite."""
 
 import os
+import signal
 
 import numpy as np
 import pytest
 from hypothesis import settings
+
+# A shell lets what it starts in the background ignore Ctrl-C, and children inherit that; tests send it to children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The first example compiles kernels and a loaded machine stalls: time is no criterion of a property.
 # Derandomised, so that a failure on one machine is a failure on all.

@@ -211,7 +211,7 @@ def test_a_network_that_is_too_large_for_the_memory_leaves_no_folder(whole, tmp_
 
 def interrupt(process):
     process.send_signal(signal.SIGINT)
-    return process.communicate()[1], process.returncode
+    return process.communicate(timeout=90)[1], process.returncode
 
 
 INTERRUPTED_IN_A_CALLBACK = """
