@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help venv demo test thorough fuzz lint results bench variance sweeps wheel clean
+.PHONY: help venv demo test thorough fuzz coverage lint notebooks lab docs results bench variance sweeps wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -13,7 +13,7 @@ venv: $(VENV)/.installed ## build .venv with sparsekit and its development tools
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sparsekit needs Python 3.11 or newer, not " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev,analysis]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,analysis,notebooks,docs]'
 	@touch $@
 
 demo: venv ## compare six methods at 90 % and 98 % sparsity on digits, with a picture
@@ -29,10 +29,24 @@ thorough: venv ## run the tests with ten times as many random examples
 fuzz: venv ## read 10,000 damaged and hostile files with every reader (half an hour)
 	SPARSEKIT_TESTS=thorough $(BIN)/python -m pytest -n 2 tests/test_fuzz.py
 
+coverage: venv ## which lines the tests reach, with the kernels as plain Python (about half an hour)
+	rm -f .coverage .coverage.*
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered
+
 lint: venv ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+notebooks: venv ## execute all notebooks and write them with what they show (about ten minutes on 2 cores)
+	$(BIN)/python notebooks/execute.py
+
+lab: venv ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir notebooks
+
+docs: venv ## build the website into build/site
+	$(BIN)/sphinx-build --fail-on-warning --keep-going -q -b html docs build/site
+	@echo "open build/site/index.html"
 
 results: venv ## train the table of the README on Fashion-MNIST (about ten minutes on 2 cores)
 	$(BIN)/sparsekit compare --config results/fashion-mnist-mlp.toml --sparsities 0.9,0.98 --seeds 0,1,2 \

@@ -24,6 +24,7 @@ class Inspection:
 
     Attributes
     ----------
+    evolution : rows of :class:`sparsekit.training.MaskEvolution`; None where they were not recorded
     result : numbers, by name
 
         dataset, model, method, sparsity : of the run
@@ -42,7 +43,6 @@ class Inspection:
         total_training_flops, total_dense_training_flops : of the whole training
         bytes, itop : of the whole network
         n_updates : topology updates of the training; None where they were not recorded
-    evolution : rows of :class:`sparsekit.training.MaskEvolution`; None where they were not recorded
     """
 
     result: dict[str, Any]

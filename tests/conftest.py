@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-# A shell lets what it starts in the background ignore Ctrl-C, and children inherit that; tests send it to children.
+# A shell lets what it starts in the background ignore Ctrl-C; children inherit that, and tests send it to them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -40,10 +40,14 @@ def required() -> dict[str, str]:
 
 
 def test_environment_is_in_step_with_pyproject():
-    offered = dict(parse(entry) for entry in ENVIRONMENT["dependencies"] if isinstance(entry, str))
+    entries = [entry for entry in ENVIRONMENT["dependencies"] if isinstance(entry, str)]
+    entries += [entry for entry in ENVIRONMENT["dependencies"][-1]["pip"] if not entry.startswith("-")]
+    offered = dict(parse(entry) for entry in entries)
     assert offered.pop("python") == PROJECT["requires-python"]
     assert {name: bounds for name, bounds in offered.items() if name not in ONLY_ON_CONDA} == required()
     assert ENVIRONMENT["channels"] == ["conda-forge"]
+    # conda hands these lines to pip as a requirements file, in which few options are allowed
+    assert ENVIRONMENT["dependencies"][-1]["pip"][-1] == "--editable ."
 
 
 def test_extras_are_those_of_the_design():
