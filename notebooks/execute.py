@@ -6,6 +6,8 @@
 A notebook that raises, warns, or grows beyond 700 kB is refused, and the file that was there stays.
 """
 
+import base64
+import io
 import time
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +17,7 @@ import nbformat
 import typer
 from classroom.moving import WIDGET_VIEW
 from nbclient import NotebookClient
+from PIL import Image
 
 from sparsekit.atomic import write_text
 from sparsekit.console import run_app
@@ -79,22 +82,37 @@ def execute(source: Path) -> nbformat.NotebookNode:
         If a cell writes to stderr, as warnings do, or the notebook is too large.
     """
     notebook = read(source)
-    NotebookClient(notebook, timeout=_TIMEOUT, record_timing=False, store_widget_state=False).execute(
-        cwd=source.parent
-    )
+    NotebookClient(
+        notebook,
+        timeout=_TIMEOUT,
+        record_timing=False,
+        store_widget_state=False,
+        coalesce_streams=True,
+    ).execute(cwd=source.parent)
     notebook.metadata.pop("widgets", None)
     notebook.metadata.language_info = {"name": "python"}
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             if output.get("name") == "stderr":
                 raise RunError(f"{source.name}: a cell wrote to stderr: {output.text.strip()[:500]}")
+            data = output.get("data", {})
             # A slider needs a kernel; without one its place is taken by the HTML in the same output.
-            output.get("data", {}).pop(WIDGET_VIEW, None)
+            data.pop(WIDGET_VIEW, None)
+            if "image/png" in data:
+                data["image/png"] = _with_palette(data["image/png"])
     if (size := len(nbformat.writes(notebook))) > MOST_BYTES:
         raise RunError(
             f"{source.name} has {size / 1000:.0f} kB with its outputs, more than {MOST_BYTES / 1000:.0f}"
         )
     return notebook
+
+
+def _with_palette(png: str) -> str:
+    """The same picture with at most 256 colours, which diagrams do not exceed by much: half the bytes."""
+    stream = io.BytesIO()
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    picture.quantize(256, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
+    return base64.b64encode(stream.getvalue()).decode()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,10 @@ from hypothesis import settings
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Where kernels run as plain Python, NumPy warns of every NaN that compiled loops compute in silence.
+if os.environ.get("NUMBA_DISABLE_JIT") == "1":
+    np.seterr(all="ignore")
+
 # The first example compiles kernels and a loaded machine stalls: time is no criterion of a property.
 # Derandomised, so that a failure on one machine is a failure on all.
 settings.register_profile("default", deadline=None, derandomize=True)

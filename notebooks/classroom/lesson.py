@@ -38,6 +38,7 @@ def start(*modules: str) -> None:
     plt.style.use(_STYLE)
     if FAST:
         warnings.simplefilter("error")  # a notebook shows no warnings; the tests make sure
+        warnings.filterwarnings("ignore", module="(ipykernel|jupyter_client|tornado|traitlets|zmq)")
 
 
 def unless_fast(full: T, fast: T) -> T:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import matplotlib.pyplot as plt
-from IPython.display import Image, display
+from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from PIL import Image as Pillow
 
@@ -19,8 +19,8 @@ MOST_FRAMES = 30  # that a static page carries
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
-def animate(figures: Iterable[Figure], seconds: float = 0.8, alt: str = "animation") -> Image:
-    """An animated picture that plays wherever pictures are shown, over and over.
+def animate(figures: Iterable[Figure], seconds: float = 0.8, alt: str = "animation") -> HTML:
+    """A GIF that plays wherever pictures are shown, over and over.
 
     Parameters
     ----------
@@ -35,7 +35,8 @@ def animate(figures: Iterable[Figure], seconds: float = 0.8, alt: str = "animati
     frames[0].save(
         stream, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True
     )
-    return Image(stream.getvalue(), format="gif", alt=alt)
+    address = f"data:image/gif;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return HTML(f'<img src="{address}" alt="{html.escape(alt)}" style="max-width:100%">')
 
 
 def explore(draw: Callable[..., Figure], **choices: Sequence[Any]) -> None:
@@ -47,7 +48,8 @@ def explore(draw: Callable[..., Figure], **choices: Sequence[Any]) -> None:
 
     Parameters
     ----------
-    draw : called with one value of each choice by name, returns a new figure
+    draw : called with one value of each choice by name, returns a new figure; the first line of its docstring says
+        what can be seen, for those who cannot
     choices : the values that each argument may take, in the order of the slider
     """
     lists = {name: list(values) for name, values in choices.items()}
@@ -105,6 +107,7 @@ def _player(draw: Callable[..., Figure], choices: dict[str, list[Any]]) -> str:
         _quantized(_png(draw(**dict(zip(choices, combination, strict=True))))).save(stream, "PNG", optimize=True)
         frames.append("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode())
     name = "explore-" + hashlib.sha256("".join(frames).encode()).hexdigest()[:12]
+    alt = (draw.__doc__ or "what the sliders show").strip().splitlines()[0]
     sliders = "".join(
         f'<label style="display:block">{html.escape(_words(choice))} '
         f'<input type="range" min="0" max="{len(values) - 1}" value="0" style="width:50%;vertical-align:middle" '
@@ -113,7 +116,7 @@ def _player(draw: Callable[..., Figure], choices: dict[str, list[Any]]) -> str:
         for choice, values in choices.items()
     )
     return f"""<div id="{name}" class="explore">{sliders}
-<img src="{frames[0]}" alt="what the slider shows" style="max-width:100%">
+<img src="{frames[0]}" alt="{html.escape(alt)}" style="max-width:100%">
 <script>(() => {{
   const root = document.getElementById("{name}");
   const sliders = [...root.querySelectorAll("input")], picture = root.querySelector("img");

@@ -104,7 +104,7 @@ def matrix(
     _grid(axes, values.shape)
     size = 8.5 if values.shape[1] <= 10 else 7
     for row, column in np.argwhere(shown):
-        axes.text(column, row, f"{values[row, column]:.{decimals}f}", ha="center", va="center", fontsize=size)
+        axes.text(column, row, f"{values[row, column]:z.{decimals}f}", ha="center", va="center", fontsize=size)
     if frame is not None:
         for row, column in np.argwhere(frame):
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=2))

@@ -23,7 +23,10 @@ class Callback:
         """After every optimizer step and the topology update that may follow it."""
 
     def on_topology_update(self, trainer: Trainer, layer: str, update: TopologyUpdate) -> None:
-        """After the layer of that name has moved to `update.mask`."""
+        """After the layer of that name has moved to `update.mask`.
+
+        Layers behind it have not: they still need what they remember of the step, so no forward pass here.
+        """
 
     def on_epoch_end(self, trainer: Trainer, row: dict[str, Any]) -> None:
         """After an epoch's row was added to the history."""
