@@ -32,7 +32,7 @@ fuzz: venv ## read 10,000 damaged and hostile files with every reader (half an h
 # Without compilation these would train for hours, or they look at other things than sparsekit/.
 NOT_COVERED := test_faults test_resume test_readme test_accuracy test_monte_carlo test_sweep test_theory \
 	test_variance test_notebooks test_site test_classroom test_nvrtc
-coverage: venv ## which lines of sparsekit/ the tests reach, with the kernels as plain Python (half an hour)
+coverage: venv ## which lines of sparsekit/ the tests reach, with the kernels as plain Python (40 minutes)
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -n 2 $(NOT_COVERED:%=--ignore=tests/%.py) -k 'not ctrl_c and not full_disk' \
 		--cov --cov-report=term-missing:skip-covered
 
@@ -41,7 +41,7 @@ lint: venv ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-notebooks: venv ## execute all notebooks and write them with what they show (about ten minutes on 2 cores)
+notebooks: venv ## execute all notebooks and write them with what they show (about seven minutes on 2 cores)
 	$(BIN)/python notebooks/execute.py
 
 lab: venv ## open the notebooks in JupyterLab

@@ -7,7 +7,6 @@ A notebook that raises, warns, or grows beyond 700 kB is refused, and the file t
 """
 
 import base64
-import io
 import time
 from pathlib import Path
 from typing import Annotated
@@ -15,9 +14,8 @@ from typing import Annotated
 import jupytext
 import nbformat
 import typer
-from classroom.moving import WIDGET_VIEW
+from classroom.moving import WIDGET_VIEW, encoded, with_palette
 from nbclient import NotebookClient
-from PIL import Image
 
 from sparsekit.atomic import write_text
 from sparsekit.console import run_app
@@ -89,7 +87,6 @@ def execute(source: Path) -> nbformat.NotebookNode:
         store_widget_state=False,
         coalesce_streams=True,
     ).execute(cwd=source.parent)
-    notebook.metadata.pop("widgets", None)
     notebook.metadata.language_info = {"name": "python"}
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
@@ -99,20 +96,12 @@ def execute(source: Path) -> nbformat.NotebookNode:
             # A slider needs a kernel; without one its place is taken by the HTML in the same output.
             data.pop(WIDGET_VIEW, None)
             if "image/png" in data:
-                data["image/png"] = _with_palette(data["image/png"])
+                data["image/png"] = encoded(with_palette(base64.b64decode(data["image/png"]), 256), "PNG")
     if (size := len(nbformat.writes(notebook))) > MOST_BYTES:
         raise RunError(
             f"{source.name} has {size / 1000:.0f} kB with its outputs, more than {MOST_BYTES / 1000:.0f}"
         )
     return notebook
-
-
-def _with_palette(png: str) -> str:
-    """The same picture with at most 256 colours, which diagrams do not exceed by much: half the bytes."""
-    stream = io.BytesIO()
-    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    picture.quantize(256, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
-    return base64.b64encode(stream.getvalue()).decode()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import html
 import io
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image as Pillow
 
 MOST_FRAMES = 30  # that a static page carries
+_COLOURS = 64  # of a frame: enough for a diagram, and a third of the bytes
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -28,14 +30,11 @@ def animate(figures: Iterable[Figure], seconds: float = 0.8, alt: str = "animati
     seconds : each is shown
     alt : says what can be seen, for those who cannot
     """
-    frames = [_quantized(_png(figure)) for figure in figures]
-    stream = io.BytesIO()
-    durations = [int(1000 * seconds)] * len(frames)
+    first, *others = [with_palette(_png(figure), _COLOURS) for figure in figures]
+    durations = [int(1000 * seconds)] * (1 + len(others))
     durations[-1] *= 3
-    frames[0].save(
-        stream, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True
-    )
-    address = f"data:image/gif;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    gif = encoded(first, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
+    address = f"data:image/gif;base64,{gif}"
     return HTML(f'<img src="{address}" alt="{html.escape(alt)}" style="max-width:100%">')
 
 
@@ -84,7 +83,7 @@ def _widgets(draw: Callable[..., Figure], choices: dict[str, list[Any]]) -> Any:
 def _thinned(choices: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """Leave out values, evenly, until a page can carry all combinations; first and last ones stay."""
     sizes = {name: len(values) for name, values in choices.items()}
-    while _product(sizes.values()) > MOST_FRAMES:
+    while math.prod(sizes.values()) > MOST_FRAMES:
         sizes[max(sizes, key=lambda name: sizes[name])] -= 1
     return {
         name: [values[round(i * (len(values) - 1) / max(1, sizes[name] - 1))] for i in range(sizes[name])]
@@ -92,20 +91,12 @@ def _thinned(choices: dict[str, list[Any]]) -> dict[str, list[Any]]:
     }
 
 
-def _product(numbers: Iterable[int]) -> int:
-    product = 1
-    for number in numbers:
-        product *= number
-    return product
-
-
 def _player(draw: Callable[..., Figure], choices: dict[str, list[Any]]) -> str:
     """HTML with all frames in it; combinations are numbered with the last choice running fastest."""
     frames = []
     for combination in itertools.product(*choices.values()):
-        stream = io.BytesIO()
-        _quantized(_png(draw(**dict(zip(choices, combination, strict=True))))).save(stream, "PNG", optimize=True)
-        frames.append("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode())
+        figure = draw(**dict(zip(choices, combination, strict=True)))
+        frames.append("data:image/png;base64," + encoded(with_palette(_png(figure), _COLOURS), "PNG"))
     name = "explore-" + hashlib.sha256("".join(frames).encode()).hexdigest()[:12]
     alt = (draw.__doc__ or "what the sliders show").strip().splitlines()[0]
     sliders = "".join(
@@ -144,7 +135,14 @@ def _png(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
-def _quantized(png: bytes) -> Pillow.Image:
-    """64 colours are enough for a diagram, and a third of the bytes."""
+def with_palette(png: bytes, n_colours: int) -> Pillow.Image:
+    """The picture with at most so many colours; diagrams have few, and then need a fraction of the bytes."""
     picture = Pillow.open(io.BytesIO(png)).convert("RGB")
-    return picture.quantize(64, dither=Pillow.Dither.NONE)
+    return picture.quantize(n_colours, dither=Pillow.Dither.NONE)
+
+
+def encoded(picture: Pillow.Image, kind: str, **options: Any) -> str:
+    """The file of a picture, "PNG" or "GIF", in base64."""
+    stream = io.BytesIO()
+    picture.save(stream, kind, optimize=True, **options)
+    return base64.b64encode(stream.getvalue()).decode()

@@ -8,18 +8,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch, Rectangle
 
-# Okabe and Ito's palette: told apart by colour-blind readers too.
-COLOURS = {
-    "blue": "#0072B2",
-    "vermilion": "#D55E00",
-    "green": "#009E73",
-    "pink": "#CC79A7",
-    "orange": "#E69F00",
-    "sky": "#56B4E9",
-    "black": "#000000",
-    "grey": "#BBBBBB",
-    "pale": "#F2F2F2",
-}
+from sparsekit import figures
+
+_NAMES = ("blue", "vermilion", "green", "pink", "orange", "sky", "black")
+COLOURS = dict(zip(_NAMES, figures.COLOURS, strict=True)) | {"grey": "#BBBBBB", "pale": "#F2F2F2"}
 _METHODS = {
     "dense": "black",
     "static": "grey",
