@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_helpers import VARIANTS, assert_frame_is, assert_within_rounding, framed, misaligned
+from kernel_helpers import VARIANTS, assert_frame_is, assert_within_rounding, framed, mask_of, misaligned
 from numpy.lib.stride_tricks import sliding_window_view
 
 from sparsekit.condensed import CondensedMatrix
@@ -16,6 +16,9 @@ from sparsekit.convolution import Convolution
 from sparsekit.csr import CSRMatrix
 from sparsekit.dense import DenseMatrix
 from sparsekit.errors import InputError
+from sparsekit.kernels import conv as conv_kernels
+from sparsekit.kernels.memory import aligned_empty
+from sparsekit.kernels.processor import VECTOR_BYTES
 from sparsekit.kernels.threads import thread_limit
 from sparsekit.masks import random_bernoulli, random_constant_fan_in
 
@@ -224,6 +227,28 @@ def test_one_convolution_serves_images_of_any_size_and_batch(storage, data):
 def test_larger_images_within_the_rounding_bound(geometry, storage):
     case = larger_case(storage, **geometry)
     assert_results_within_rounding(case, case.results(case.convolution(storage)), Case.dense)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("stride", [(1, 1), (2, 1)])
+@pytest.mark.parametrize("batch", [16, 48, 20])
+def test_large_results_are_written_past_the_caches(batch, stride, storage, monkeypatch):
+    """Which is done where results are large, lines are whole and vectors as long as they are."""
+    monkeypatch.setattr(conv_kernels, "_UNCACHED", 0)
+    rng = np.random.default_rng(0)
+    mask = mask_of(storage, (5, 27), 8, rng).reshape(5, 3, 3, 3)
+    case = draw_case(mask, (6, 7), batch, stride, (1, 1), np.float32, rng)
+    conv = case.convolution(storage)
+    y, dx, _ = case.oracle()
+    bias = rng.integers(-4, 5, 5).astype(np.float32)
+    for threads in (1, None):
+        with thread_limit(threads):
+            out = aligned_empty(y.shape, np.float32)
+            assert conv_kernels._goes_past(out) == (batch % 16 == 0 and VECTOR_BYTES == 64)
+            np.testing.assert_array_equal(conv.forward(case.x, out=out), y)
+            biased = np.maximum(y + bias[:, None, None, None], 0)
+            np.testing.assert_array_equal(conv.forward(case.x, bias=bias, relu=True), biased)
+            np.testing.assert_array_equal(conv.input_gradient(case.g, input_size=case.input_size), dx)
 
 
 @needs_speed

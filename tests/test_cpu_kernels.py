@@ -98,6 +98,28 @@ def test_large_layers_are_exact(shape, fan_in, dtype, storage):
 
 
 @pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_batch_of_one_tile_is_read_and_written_where_it_stands(dtype, storage):
+    """256 bytes a row, from a cache line on: the kernels may then take operands and results as tiles."""
+    rng = np.random.default_rng(0)
+    matrix, weight, mask = integer_layer(storage, (70, 600), 250, dtype, rng)
+    size = np.dtype(dtype).itemsize
+    batch = 256 // size
+    bias = integers((70, 1), dtype, rng)
+    for one in (matrix, matrix.frozen()):
+        for offset in (0, size, 64):
+            x, g = (misaligned(integers((n, batch), dtype, rng), offset) for n in (600, 70))
+            y = framed(np.full((70, batch), np.nan, dtype), -99)
+            before = x.copy()
+            one.matmul(x, out=y, bias=bias, relu=True)
+            np.testing.assert_array_equal(y, np.maximum(weight @ x + bias, 0))
+            assert_frame_is(y, -99)
+            np.testing.assert_array_equal(x, before)
+            check_exactly(one, weight, mask, x, g)
+            np.testing.assert_array_equal(one.rmatmul(g), weight.T @ g)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize(
     ("shape", "index_dtype"),
     [((3, 65536), np.uint16), ((3, 65537), np.int32), ((4, 70000), np.int32), ((65537, 2), np.uint16)],

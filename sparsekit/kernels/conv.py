@@ -8,7 +8,8 @@ The batch is cut into groups of one vector. For every group the rows of the inpu
 a place of the thread's own just before they are needed, as (row, channel, phase, column, sample): a horizontal
 stride of s splits the columns into s phases, so that strips stay contiguous for any stride. The rows that an
 output row reads then lie in the second-level cache, and a block of their channels under one register tile in the
-first.
+first. While they are summed, the row that is copied next is asked for, and a large result is written past the
+caches: a store through them reads the line first, and finds no place to keep it.
 
 The input gradient is the same sum, with the weights of each input channel, over the padded gradient of the
 output. With a stride each class of input pixels, by row and column modulo the stride, reads its own subset of
@@ -31,12 +32,16 @@ import numpy as np
 
 from sparsekit.kernels.compiled import compiled, run
 from sparsekit.kernels.cpu import aligned_scratch
+from sparsekit.kernels.memory import LINE, address
+from sparsekit.kernels.plan import Runs
+from sparsekit.kernels.processor import VECTOR_BYTES, lanes
 from sparsekit.kernels.rectify import rectify, rectify_scaled
-from sparsekit.kernels.simd import VECTOR_BYTES, copy_rows, lanes, row_products, weighted_rows
+from sparsekit.kernels.simd import copy_rows, fence, final_runs, run_products, weighted_runs
 from sparsekit.kernels.transpose import read_only
 
 _NEAR = 48_000  # bytes that stay in the first-level cache, about
 _CACHED = 640_000  # bytes that stay in a second-level cache of 1 MB beside the sums
+_UNCACHED = 2**23  # bytes of a result from which on it is written past the caches: these read each line first
 _PARTIAL_SUMS = 16  # weight gradients that are summed apart, at most
 _TASKS = 8  # wanted, so that several threads have work
 _ROWS = 4  # of the output in a task, at least: the rows between two tasks are copied twice
@@ -55,15 +60,15 @@ class Taps:
     def __init__(self, indptr, channels, rows, columns, positions) -> None:
         self.indptr, self.positions = indptr, positions
         self._channels, self._rows, self._columns = channels, rows, columns
-        self._last: tuple[tuple[int, ...], tuple[np.ndarray, np.ndarray]] | None = None
+        self._last: tuple[tuple[int, ...], tuple[np.ndarray, ...]] | None = None
 
-    def strips(self, n_channels: int, stride: int, phase_width: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    def strips(self, n_channels: int, stride: int, phase_width: int, block: int) -> tuple[np.ndarray, ...]:
         """How the slots read the copied rows; the last geometry's is kept.
 
         Returns
         -------
         offsets : int32 (nnz,), distance of each slot's strip from the window's start, in pixels of the copied rows
-        starts : int64 (n_blocks + 1, n_rows), where the slots of each block of input channels begin in each row
+        starts, ends, outputs : the :class:`~sparsekit.kernels.plan.Runs` of output channels, block by block
         """
         key = n_channels, stride, phase_width, block
         if self._last is None or self._last[0] != key:
@@ -72,10 +77,9 @@ class Taps:
             n_rows = self.indptr.size - 1
             row_and_channel = np.repeat(np.arange(n_rows), np.diff(self.indptr)) * n_channels + self._channels
             firsts = np.minimum(np.arange(-(-n_channels // block) + 1) * block, n_channels)
-            starts = np.searchsorted(row_and_channel, np.arange(n_rows) * n_channels + firsts[:, None])
-            self._last = key, (offsets, starts)
-        offsets, starts = self._last[1]
-        return read_only(offsets), read_only(starts)  # said anew, because copies of networks forget it
+            edges = np.searchsorted(row_and_channel, np.arange(n_rows) * n_channels + firsts[:, None])
+            self._last = key, (offsets, *Runs.by_length(edges))
+        return tuple(map(read_only, self._last[1]))  # said anew, because copies of networks forget it
 
 
 class Window(NamedTuple):
@@ -114,12 +118,12 @@ def correlate(values, taps: Taps, window: Window, x, out, *, before: Affine | No
     samples = vector if batch > vector // 2 else max(1, batch)  # of a small batch several pixels share a vector
     columns, rows = _bands(window, x, samples)
     phase_width = columns + (window.kernel[1] - 1) // window.stride[1]
-    offsets, starts = taps.strips(len(x), window.stride[1], phase_width, _channel_block(window, x))
+    strips = taps.strips(len(x), window.stride[1], phase_width, _channel_block(window, x))
     work = values.size * window.size[0] * window.size[1] * batch
     tiling = samples, columns, rows, phase_width
     run(
-        _correlate, work, values, offsets, starts, *window, *tiling, *_affine(before, x), x,
-        _nothing(x) if bias is None else bias, relu, out,
+        _correlate, work, values, *strips, *window, *tiling, *_affine(before, x), x,
+        _nothing(x) if bias is None else bias, relu, _goes_past(out), out,
     )  # fmt: skip
 
 
@@ -132,18 +136,24 @@ def weight_gradient(taps: Taps, window: Window, g, x, out, *, before: Affine | N
     samples = VECTOR_BYTES // x.itemsize
     columns, rows = _bands(window, x, samples)
     phase_width = columns + (window.kernel[1] - 1) // window.stride[1]
-    offsets, starts = taps.strips(len(x), window.stride[1], phase_width, _channel_block(window, x))
+    strips = taps.strips(len(x), window.stride[1], phase_width, _channel_block(window, x))
     n_tasks = -(-x.shape[3] // samples) * -(-window.size[1] // columns) * -(-window.size[0] // rows)
     sums = np.zeros((min(n_tasks, _PARTIAL_SUMS), out.size), dtype=out.dtype)
     work = out.size * window.size[0] * window.size[1] * x.shape[3]
     tiling = columns, rows, phase_width
-    run(_products, work, offsets, starts, *window[:4], *tiling, *_affine(before, x), g, x, sums)
+    run(_products, work, *strips, *window[:4], *tiling, *_affine(before, x), g, x, sums)
     np.sum(sums, axis=0, out=out)
 
 
 def _affine(before: Affine | None, x: np.ndarray) -> Affine:
     """What the compiled loops take: arrays of no element for nothing."""
     return Affine(_nothing(x), _nothing(x)) if before is None else before
+
+
+def _goes_past(out: np.ndarray) -> bool:
+    """Whether the result is written past the caches: none could keep it beside the input, and lines are whole."""
+    line = out.shape[3] * out.itemsize % LINE == 0 and address(out) % LINE == 0
+    return line and VECTOR_BYTES == LINE and out.nbytes >= _UNCACHED
 
 
 def _nothing(x: np.ndarray) -> np.ndarray:
@@ -167,11 +177,10 @@ def _channel_block(window: Window, x: np.ndarray) -> int:
     return min(len(x), max(1, _NEAR // seen))
 
 
-_sum_1, _sum_2, _sum_4, _sum_8 = (
-    weighted_rows(vectors, 8 // vectors, accumulate=True) for vectors in (1, 2, 4, 8)
-)
-_copy_vectors = copy_rows(1)
-_products_1, _products_2, _products_4, _products_8 = (row_products(vectors) for vectors in (1, 2, 4, 8))
+_sum_1, _sum_2, _sum_4, _sum_8 = (weighted_runs(vectors, 8 // vectors) for vectors in (1, 2, 4, 8))
+_last_1, _last_2, _last_4, _last_8 = (final_runs(vectors, 8 // vectors) for vectors in (1, 2, 4, 8))
+_copy_vectors, _fence = copy_rows(1), fence()
+_products_1, _products_2, _products_4, _products_8 = (run_products(vectors) for vectors in (1, 2, 4, 8))
 
 
 @numba.njit
@@ -198,7 +207,7 @@ def _copy_row(x, row, first_column, phases, phase_width, first, samples, place, 
             place += phase_width * samples
 
 
-@numba.njit
+@numba.njit(inline="always")
 def _copy_pixels(target, t0, t_stride, source, s0, s_stride, n_pixels, samples, have):
     """Copy the `have` samples of each pixel that there are, and zeros for the others where the target has room."""
     if have == lanes(source):
@@ -220,31 +229,51 @@ def _tile_vectors(left):
 
 
 @numba.njit
-def _sum_strips(values, offsets, starts, copied, base, samples, strip, bias, y):
+def _sum_strips(
+    values, offsets, starts, ends, outputs, n_rows, copied, base, samples, strip, bias, y,
+    source, next_row, channel_step, pixel_step, n_pixels, direct, bound, out, target, row_step, column_step, past,
+):  # fmt: skip
     """For every output channel r: y[r * strip : (r + 1) * strip] = bias + its weighted strips of the copied rows.
 
     One part of the strip after the other, one block of input channels after the other, so that what all output
     channels read next is in the first-level cache.
+
+    Meanwhile `n_pixels` of each channel, at source[next_row + channel * channel_step + pixel * pixel_step], are
+    asked for: the row that is copied next. If `direct`, the sums go to out[target + r * row_step + pixel *
+    column_step] instead of y, at least `bound`, and if `past` past the caches.
     """
     width = lanes(copied)
-    n_blocks, n_rows = starts.shape[0] - 1, starts.shape[1]
     y[:] = 0
     for r in range(bias.size):
         y[r * strip : (r + 1) * strip] = bias[r]
-    c = 0
+    n_blocks, runs = outputs.size // n_rows, (starts, ends, outputs)
+    at_once = -(-n_pixels // (n_blocks * -(-strip // (8 * width))))
+    c, pixel = 0, 0
     while c < strip:
         vectors = _tile_vectors((strip - c) // width)
         for j in range(n_blocks):
-            for r in range(n_rows):
-                start, end, here = starts[j, r], starts[j + 1, r], r * strip + c
+            n = min(at_once, n_pixels - pixel)
+            sums = values, offsets, runs, j * n_rows, (j + 1) * n_rows, copied, base + c, samples
+            ahead = source, next_row + pixel * pixel_step, channel_step, n_rows, pixel_step, n
+            pixel += n
+            if direct and j == n_blocks - 1:
+                to = bound, out, target + c // width * column_step, row_step, column_step, past
                 if vectors == 8:
-                    _sum_8(y, here, values, offsets, start, end, copied, base + c, samples)
+                    _last_8(y, c, strip, *sums, ahead, to)
                 elif vectors == 4:
-                    _sum_4(y, here, values, offsets, start, end, copied, base + c, samples)
+                    _last_4(y, c, strip, *sums, ahead, to)
                 elif vectors == 2:
-                    _sum_2(y, here, values, offsets, start, end, copied, base + c, samples)
+                    _last_2(y, c, strip, *sums, ahead, to)
                 else:
-                    _sum_1(y, here, values, offsets, start, end, copied, base + c, samples)
+                    _last_1(y, c, strip, *sums, ahead, to)
+            elif vectors == 8:
+                _sum_8(y, c, strip, *sums, ahead)
+            elif vectors == 4:
+                _sum_4(y, c, strip, *sums, ahead)
+            elif vectors == 2:
+                _sum_2(y, c, strip, *sums, ahead)
+            else:
+                _sum_1(y, c, strip, *sums, ahead)
         c += vectors * width
 
 
@@ -265,13 +294,14 @@ def _n_tasks(batch, samples, size, columns, rows):
 
 @compiled
 def _correlate(
-    values, offsets, starts, kernel, first, stride, size, origin, step, samples, columns, rows, phase_width,
-    scale, shift, x, bias, relu, out,
+    values, offsets, starts, ends, outputs, kernel, first, stride, size, origin, step, samples, columns, rows,
+    phase_width, scale, shift, x, bias, relu, past, out,
 ):  # fmt: skip
     n_channels, batch = x.shape[0], x.shape[3]
-    n_rows = starts.shape[1]
+    n_rows = out.shape[0]
     row_size = n_channels * stride[1] * phase_width * samples
-    flat_out = out.reshape(-1)
+    flat_x, flat_out = x.reshape(-1), out.reshape(-1)
+    bound = x.dtype.type(0 if relu else -np.inf)
     zero = np.intp(0)  # for a literal Numba would compile the function once more
     for number in numba.prange(_n_tasks(batch, samples, size, columns, rows)):
         sample, left, top, right, bottom = _task(number, batch, samples, size, columns, rows)
@@ -281,6 +311,7 @@ def _correlate(
         copied[n_copied * row_size :] = 0  # the last strips, filled up to whole vectors, end here
         y = aligned_scratch(n_rows * strip, x)
         have = min(samples, batch - sample)
+        direct = have == lanes(x)
         done = 0
         for a in range(top, bottom):
             base = (a - top) * stride[0]
@@ -289,19 +320,35 @@ def _correlate(
                 place = done * row_size
                 _copy_row(x, row, column, stride[1], phase_width, sample, samples, place, copied, scale, shift)
                 done += 1
-            _sum_strips(values, offsets, starts, copied, base * row_size, samples, strip, bias, y)
-            if relu:
-                rectify(y, 0, y.size)
-            for r in range(n_rows):
-                row, column = origin[0] + a * step[0], origin[1] + left * step[1]
-                target = ((r * out.shape[1] + row) * out.shape[2] + column) * batch + sample
-                _copy_pixels(flat_out, target, step[1] * batch, y, r * strip, samples, right - left, zero, have)
+            row = first[0] + top * stride[0] + done
+            column = max(0, first[1] + left * stride[1])
+            n_pixels = min(x.shape[2] - column, phase_width) if 0 <= row < x.shape[1] and a + 1 < bottom else 0
+            next_row = (row * x.shape[2] + column) * batch + sample
+            row, column = origin[0] + a * step[0], origin[1] + left * step[1]
+            target = (row * out.shape[2] + column) * batch + sample
+            row_step, column_step = out.shape[1] * out.shape[2] * batch, step[1] * batch
+            _sum_strips(
+                values, offsets, starts, ends, outputs, n_rows, copied, base * row_size, samples, strip, bias, y,
+                flat_x, next_row, flat_x.size // n_channels, batch, n_pixels,
+                direct, bound, flat_out, target, row_step, column_step, past,
+            )  # fmt: skip
+            if not direct:
+                if relu:
+                    rectify(y, 0, y.size)
+                for r in range(n_rows):
+                    there = target + r * row_step
+                    _copy_pixels(flat_out, there, column_step, y, r * strip, samples, right - left, zero, have)
+        if past:
+            _fence()
 
 
 @compiled
-def _products(offsets, starts, kernel, first, stride, size, columns, rows, phase_width, scale, shift, g, x, sums):
+def _products(
+    offsets, starts, ends, outputs, kernel, first, stride, size, columns, rows, phase_width, scale, shift, g, x,
+    sums,
+):  # fmt: skip
     n_channels, batch = x.shape[0], x.shape[3]
-    n_rows, samples = starts.shape[1], np.intp(lanes(x))
+    n_rows, samples = g.shape[0], np.intp(lanes(x))
     zero, one = np.intp(0), np.intp(1)  # for literals Numba would compile the function once more
     nothing = scale[:0]
     row_size = n_channels * stride[1] * phase_width * samples
@@ -320,26 +367,36 @@ def _products(offsets, starts, kernel, first, stride, size, columns, rows, phase
                     _copy_row(x, row, column, stride[1], phase_width, sample, samples, place, copied, scale, shift)
                     done += 1
                 _copy_row(g, a, left, one, right - left, sample, samples, zero, strips, nothing, nothing)
-                _multiply_strips(offsets, starts, strips, copied, base * row_size, samples, strip, sums[part])
+                _multiply_strips(
+                    offsets,
+                    starts,
+                    ends,
+                    outputs,
+                    n_rows,
+                    strips,
+                    copied,
+                    base * row_size,
+                    samples,
+                    strip,
+                    sums[part],
+                )
 
 
 @numba.njit
-def _multiply_strips(offsets, starts, strips, copied, base, samples, strip, total):
+def _multiply_strips(offsets, starts, ends, outputs, n_rows, strips, copied, base, samples, strip, total):
     """For every slot s of every output channel: total[s] += its strip of the gradient times its copied strip."""
     width = lanes(copied)
-    n_blocks, n_rows = starts.shape[0] - 1, starts.shape[1]
     c = 0
     while c < strip:
         vectors = _tile_vectors((strip - c) // width)
-        for j in range(n_blocks):
-            for r in range(n_rows):
-                start, end, here = starts[j, r], starts[j + 1, r], r * strip + c
-                if vectors == 8:
-                    _products_8(total, offsets, start, end, strips, here, copied, base + c, samples)
-                elif vectors == 4:
-                    _products_4(total, offsets, start, end, strips, here, copied, base + c, samples)
-                elif vectors == 2:
-                    _products_2(total, offsets, start, end, strips, here, copied, base + c, samples)
-                else:
-                    _products_1(total, offsets, start, end, strips, here, copied, base + c, samples)
+        for low in range(0, outputs.size, n_rows):
+            runs = offsets, (starts, ends, outputs), low, low + n_rows
+            if vectors == 8:
+                _products_8(total, *runs, strips, c, strip, copied, base + c, samples)
+            elif vectors == 4:
+                _products_4(total, *runs, strips, c, strip, copied, base + c, samples)
+            elif vectors == 2:
+                _products_2(total, *runs, strips, c, strip, copied, base + c, samples)
+            else:
+                _products_1(total, *runs, strips, c, strip, copied, base + c, samples)
         c += vectors * width

@@ -13,10 +13,13 @@ direct
 blocked
     a tile of up to 256 bytes of the batch at a time: the tile of a block of inputs is copied to a contiguous
     place that fits the first-level cache, and every neuron adds up its weights in that block. For wide batches
-    and neurons with several weights in a block.
+    and neurons with several weights in a block. Meanwhile the next tile is asked for.
 
 The weight gradient holds a part of a row of G in registers and multiplies it with the rows of X that the neuron
 reads.
+
+In a loop over rows no function of Numba's may be called with arrays, unless it is inlined: Numba counts references
+around the call, and that takes longer than the sums of a row.
 
 Each iteration of a `prange` owns what it writes and sums in an order that depends on the shapes alone: no races,
 and the same bits for any number of threads. Condensed storage is CSR with rows of equal length, so both run the
@@ -33,16 +36,17 @@ import numpy as np
 from sparsekit.kernels.compiled import compiled, is_parallel, run
 from sparsekit.kernels.memory import LINE, address, aligned_empty
 from sparsekit.kernels.plan import LANES, TABLE, Lookup, Order, Plan
+from sparsekit.kernels.processor import CAN_LOOK_UP, VECTOR_BYTES, lanes
 from sparsekit.kernels.rectify import rectify
 from sparsekit.kernels.simd import (
-    CAN_LOOK_UP,
-    VECTOR_BYTES,
     copy_rows,
     group_sums,
-    lanes,
-    row_products,
+    ranked_sums,
+    run_products,
     sparse_dot,
+    transpose_square,
     weighted_rows,
+    weighted_runs,
 )
 
 _TILE_BYTES = min(256, 8 * VECTOR_BYTES)  # of the batch, in the blocked product: at most 8 registers
@@ -85,7 +89,7 @@ def csr_sampled_outer(indices, indptr, g, x, out, plan):
 
 
 def transpose(x: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """out = x^T, block by block."""
+    """out = x^T, square by square."""
     run(_transpose, x.size, x, out)
     return out
 
@@ -94,13 +98,13 @@ def _forward(values, indices, x, out, plan: Plan, bias, relu):
     bias = _NO_BIAS[out.dtype] if bias is None else bias
     if x.shape[1] == 1 and CAN_LOOK_UP:
         lookup = plan.lookup(values)
-        # an infinite input would meet the zeros that fill groups up: NaN for neurons that do not read it
-        if lookup is not None and math.isfinite(np.vdot(x, x)):
-            return _look_up(lookup, x, bias, relu, out)
+        if lookup is not None and _look_up(lookup, x, bias, relu, out):
+            return out
     values, indices = values.reshape(-1), indices.reshape(-1)
     if _wants_blocks(values.size, x, len(out), plan.frozen):
-        order = plan.rows_in_blocks(_BLOCK)
-        _gather_blocked(_in_order(order, values), order, x, bias, relu, out)
+        n_parts = _tile_parts(values.size, x, len(out))
+        order = plan.rows_in_blocks(_BLOCK, n_parts)
+        _gather_blocked(_in_order(order, values), order, n_parts, x, bias, relu, out)
     else:
         _gather(values, indices, plan.indptr, x, bias, relu, out)
     return out
@@ -109,8 +113,9 @@ def _forward(values, indices, x, out, plan: Plan, bias, relu):
 def _input_gradient(values, g, out, plan: Plan):
     bias = _NO_BIAS[out.dtype]
     if _wants_blocks(values.size, g, len(out), plan.frozen):
-        order = plan.columns_in_blocks(_BLOCK)
-        _gather_blocked(_in_order(order, values), order, g, bias, False, out)
+        n_parts = _tile_parts(values.size, g, len(out))
+        order = plan.columns_in_blocks(_BLOCK, n_parts)
+        _gather_blocked(_in_order(order, values), order, n_parts, g, bias, False, out)
     else:
         order = plan.by_column
         _gather(_in_order(order, values), order.indices, order.indptr, g, bias, False, out)
@@ -124,11 +129,9 @@ def _weight_gradient(indices, g, x, out, plan: Plan):
         return out
     readers = indices.size / len(x)
     g, x = _whole_vectors(g, readers), _whole_vectors(x, readers)
-    if x.shape[1] * x.itemsize < VECTOR_BYTES:
-        run(_products_narrow, work, indices, plan.indptr, g, x, out)
-    else:
-        starts = plan.row_starts if x.nbytes <= _CACHED else plan.block_starts(_BLOCK)
-        run(_products, work, indices, starts, _n_parts(work, 1, len(g)), g, x, out)
+    n_parts = _n_parts(work, 1, len(g))
+    runs = plan.runs(len(x) if x.nbytes <= _CACHED else _BLOCK, n_parts)
+    run(_products, work, indices, *runs, n_parts, g, x, out)
     return out
 
 
@@ -159,18 +162,23 @@ def _gather(values, indices, indptr, x, bias, relu, out):
         out[...] = padded[:, : out.shape[1]]
 
 
-def _gather_blocked(values, order: Order, x, bias, relu, out):
+def _gather_blocked(values, order: Order, n_parts: int, x, bias, relu, out):
     work = values.size * x.shape[1]
-    n_parts = _n_parts(work, -(-x.shape[1] * x.itemsize // _TILE_BYTES), len(out))
-    run(_gather_tiles, work, values, order.indices, order.indptr, order.block, n_parts, x, bias, relu, out)
+    in_place = x.shape[1] * x.itemsize == _TILE_BYTES and address(x) % LINE == 0
+    arrays = values, order.indices, order.indptr, order.rows
+    run(_gather_tiles, work, *arrays, _BLOCK, n_parts, in_place, x, bias, relu, out)
 
 
-def _look_up(lookup: Lookup, x, bias, relu, out):
+def _look_up(lookup: Lookup, x, bias, relu, out) -> bool:
+    """Whether out = W x could be computed, because x is finite."""
     if x.size % TABLE:
         x = np.concatenate([x, np.zeros((-x.size % TABLE, 1), dtype=x.dtype)])
-    arrays = lookup.values, lookup.inputs, lookup.lengths, lookup.starts, lookup.ranks, lookup.sums
-    run(_sum_groups, lookup.values.size, *arrays, x.reshape(-1), bias, relu, out.reshape(-1))
-    return out
+    work = len(lookup.steps) * LANES
+    return run(_sum_groups, work, lookup.steps, lookup.lengths, lookup.starts, lookup.ranks, x, bias, relu, out)
+
+
+def _tile_parts(nnz: int, x: np.ndarray, n_rows: int) -> int:
+    return _n_parts(nnz * x.shape[1], -(-x.shape[1] * x.itemsize // _TILE_BYTES), n_rows)
 
 
 def _n_parts(work: int, n_tiles: int, n_rows: int) -> int:
@@ -202,16 +210,18 @@ def _whole_vectors(x: np.ndarray, readers: float) -> np.ndarray:
 
 _dot = sparse_dot()
 _group_sums = group_sums()
+_ranked_sums = ranked_sums()
 _sum_1, _sum_2, _sum_4, _sum_8 = (weighted_rows(vectors, 8 // vectors) for vectors in (1, 2, 4, 8))
 _sum_half, _sum_quarter, _sum_eighth = (weighted_rows(1, 8, part) for part in (2, 4, 8))
 _TILE_VECTORS = _TILE_BYTES // VECTOR_BYTES
-_add_tile = weighted_rows(_TILE_VECTORS, 8 // _TILE_VECTORS, accumulate=True)
+_add_runs = weighted_runs(_TILE_VECTORS, 8 // _TILE_VECTORS)
 _copy_rows = copy_rows(_TILE_VECTORS)
-_products_1, _products_2, _products_4, _products_8 = (row_products(vectors) for vectors in (1, 2, 4, 8))
-_products_half, _products_quarter, _products_eighth = (row_products(1, part) for part in (2, 4, 8))
+_transpose_square = transpose_square()
+_products_1, _products_2, _products_4, _products_8 = (run_products(vectors) for vectors in (1, 2, 4, 8))
+_products_half, _products_quarter, _products_eighth = (run_products(1, part) for part in (2, 4, 8))
 
 
-@numba.njit
+@numba.njit(inline="always")
 def _finish_row(y, start, end, bias, row, relu):
     """y[start:end] = max(y + bias, 0); NaN stays NaN."""
     if bias.size:
@@ -230,25 +240,32 @@ def _dot_rows(values, indices, indptr, x, bias, relu, out):
 
 
 @compiled
-def _sum_groups(values, inputs, lengths, starts, ranks, sums, x, bias, relu, out):
-    """As :func:`_dot_rows` with the weights in the order of :class:`sparsekit.kernels.plan.Lookup`."""
+def _sum_groups(steps, lengths, starts, ranks, x, bias, relu, out):
+    """As :func:`_dot_rows` with the weights in the order of :class:`sparsekit.kernels.plan.Lookup`.
+
+    Does nothing and returns False if x is not finite: an infinite input would meet the zeros that fill groups up,
+    and make NaN of neurons that do not read it.
+    """
     n_blocks, n_groups = lengths.shape
-    flat_lengths = lengths.reshape(-1)
+    flat_steps, flat_lengths, x, out = steps.reshape(-1), lengths.reshape(-1), x.reshape(-1), out.reshape(-1)
+    total = x.dtype.type(0)
+    for k in range(x.size):
+        total += x[k] * x[k]
+    if not math.isfinite(total):
+        return False
+    sums = aligned_scratch(n_blocks * n_groups * LANES, x)  # of the lanes of all groups
     for j in numba.prange(n_blocks):
         first = j * n_groups
-        _group_sums(values, inputs, flat_lengths, first, n_groups, starts[j], x, j * TABLE, sums, first * LANES)
+        _group_sums(flat_steps, flat_lengths, first, n_groups, starts[j], x, j * TABLE, sums, first * LANES)
     n_rows = out.size
     n_parts = -(-n_rows // 256)
+    flat_ranks = ranks.reshape(-1)
     for part in numba.prange(n_parts):
         low, high = part * 256, min(n_rows, part * 256 + 256)
-        out[low:high] = 0
-        for j in range(n_blocks):
-            block_sums = sums[j * n_groups * LANES : (j + 1) * n_groups * LANES]
-            block_ranks = ranks[j]
-            for r in range(low, high):
-                out[r] += block_sums[block_ranks[r]]
+        _ranked_sums(out, low, high, flat_ranks, n_rows, sums, n_groups * LANES, n_blocks)
         for r in range(low, high):
             _finish_row(out, r, r + 1, bias, r, relu)
+    return True
 
 
 @compiled
@@ -315,75 +332,83 @@ def _copy_tile(x, first_row, n_rows, column, width, tile):
 
 
 @compiled
-def _gather_tiles(values, indices, indptr, block, n_parts, x, bias, relu, out):
-    """As :func:`_gather_wide` with the weights ordered by blocks of inputs."""
+def _gather_tiles(values, indices, indptr, rows, block, n_parts, in_place, x, bias, relu, out):
+    """As :func:`_gather_wide` with the weights in runs of a block of inputs each.
+
+    in_place : whether x is a single tile as it stands; nothing is copied then, and out takes the sums
+    """
     n_inputs, batch = x.shape
     n_rows = out.shape[0]
-    width = _TILE_VECTORS * lanes(x)
+    flat_x, runs = x.reshape(-1), (indptr[:-1], indptr[1:], rows)
+    width, line, lines = _TILE_VECTORS * lanes(x), LINE // x.itemsize, _TILE_BYTES // LINE
     n_tiles, n_blocks = -(-batch // width), -(-n_inputs // block)
-    part = -(-n_rows // n_parts)
     for task in numba.prange(n_tiles * n_parts):
-        column, low = task // n_parts * width, task % n_parts * part
-        high = min(n_rows, low + part)
-        tile, y = aligned_scratch(block * width, x), aligned_scratch(part * width, x)
+        column, part = task // n_parts * width, task % n_parts
+        low, high = part * n_rows // n_parts, (part + 1) * n_rows // n_parts
+        if in_place:
+            tile, y = flat_x, out.reshape(-1)[low * width : high * width]
+        else:
+            tile, y = aligned_scratch(block * width, x), aligned_scratch((high - low) * width, x)
         y[:] = 0
         for j in range(n_blocks):
-            _copy_tile(x, j * block, min(block, n_inputs - j * block), column, width, tile)
-            for r in range(low, high):
-                run = j * n_rows + r
-                _add_tile(y, (r - low) * width, values, indices, indptr[run], indptr[run + 1], tile, 0, width)
+            first = j * block * width
+            if not in_place:
+                first = 0
+                _copy_tile(x, j * block, min(block, n_inputs - j * block), column, width, tile)
+            next_row, next_column = ((j + 1) * block, column) if j + 1 < n_blocks else (0, column + width)
+            n_ahead = min(block, n_inputs - next_row) if next_column < batch else 0
+            ahead = flat_x, next_row * batch + next_column, batch, n_ahead, line, lines
+            these = j * n_rows + low, j * n_rows + high
+            _add_runs(y, -low * width, width, values, indices, runs, *these, tile, first, width, ahead)
         have = min(width, batch - column)
         for r in range(low, high):
             here = (r - low) * width
             _finish_row(y, here, here + width, bias, r, relu)
-            sums, target = y[here : here + have], out[r, column : column + have]
-            for t in range(have):
-                target[t] = sums[t]
+            if not in_place:
+                sums, target = y[here : here + have], out[r, column : column + have]
+                for t in range(have):
+                    target[t] = sums[t]
 
 
 @compiled
-def _products(indices, starts, n_parts, g, x, out):
+def _products(indices, starts, ends, rows, n_parts, g, x, out):
     """For every slot s of every row r: out[s] = sum over b of g[r, b] * x[indices[s], b].
 
-    Block by block of inputs; the batch is whole vectors.
+    Run by run; the batch is whole vectors, or half, a quarter or an eighth of one.
     """
     batch, n_rows = x.shape[1], g.shape[0]
     width = lanes(x)
     flat_g, flat_x = g.reshape(-1), x.reshape(-1)
     for part in numba.prange(n_parts):
-        for j in range(starts.shape[0] - 1):
-            for r in range(part * n_rows // n_parts, (part + 1) * n_rows // n_parts):
-                start, end, gr = starts[j, r], starts[j + 1, r], r * batch
-                out[start:end] = 0
-                c = 0
-                while c + 8 * width <= batch:
-                    _products_8(out, indices, start, end, flat_g, gr + c, flat_x, c, batch)
+        for first in range(0, rows.size, n_rows):
+            low, high = first + part * n_rows // n_parts, first + (part + 1) * n_rows // n_parts
+            for q in range(low, high):
+                out[starts[q] : ends[q]] = 0
+            c = 0
+            while c < batch:
+                runs = (starts, ends, rows), low, high
+                sides = flat_g, c, batch, flat_x, c, batch
+                if c + 8 * width <= batch:
+                    _products_8(out, indices, *runs, *sides)
                     c += 8 * width
-                if c + 4 * width <= batch:
-                    _products_4(out, indices, start, end, flat_g, gr + c, flat_x, c, batch)
+                elif c + 4 * width <= batch:
+                    _products_4(out, indices, *runs, *sides)
                     c += 4 * width
-                if c + 2 * width <= batch:
-                    _products_2(out, indices, start, end, flat_g, gr + c, flat_x, c, batch)
+                elif c + 2 * width <= batch:
+                    _products_2(out, indices, *runs, *sides)
                     c += 2 * width
-                if c < batch:
-                    _products_1(out, indices, start, end, flat_g, gr + c, flat_x, c, batch)
-
-
-@compiled
-def _products_narrow(indices, indptr, g, x, out):
-    """As :func:`_products` for a batch of half, a quarter or an eighth of a vector."""
-    batch = x.shape[1]
-    width = lanes(x)
-    flat_g, flat_x = g.reshape(-1), x.reshape(-1)
-    for r in numba.prange(g.shape[0]):
-        start, end = indptr[r], indptr[r + 1]
-        out[start:end] = 0
-        if batch == width // 2:
-            _products_half(out, indices, start, end, flat_g, r * batch, flat_x, 0, batch)
-        elif batch == width // 4:
-            _products_quarter(out, indices, start, end, flat_g, r * batch, flat_x, 0, batch)
-        else:
-            _products_eighth(out, indices, start, end, flat_g, r * batch, flat_x, 0, batch)
+                elif c + width <= batch:
+                    _products_1(out, indices, *runs, *sides)
+                    c += width
+                elif batch == width // 2:
+                    _products_half(out, indices, *runs, *sides)
+                    c += width
+                elif batch == width // 4:
+                    _products_quarter(out, indices, *runs, *sides)
+                    c += width
+                else:
+                    _products_eighth(out, indices, *runs, *sides)
+                    c += width
 
 
 @compiled
@@ -403,10 +428,16 @@ def _take(values, positions, out):
 
 @compiled
 def _transpose(x, out):
-    """out = x^T, in squares of 16."""
+    """out = x^T, in squares as wide as a vector; what is left beside them element by element."""
     n_rows, n_columns = x.shape
-    for i in numba.prange(-(-n_columns // 16)):
-        for row in range(0, n_rows, 16):
-            for c in range(16 * i, min(n_columns, 16 * i + 16)):
-                for r in range(row, min(n_rows, row + 16)):
-                    out[c, r] = x[r, c]
+    width = lanes(x)
+    flat_x, flat_out = x.reshape(-1), out.reshape(-1)
+    squares = n_rows // width * width
+    for band in numba.prange(-(-n_columns // width)):
+        first, last = band * width, min(n_columns, band * width + width)
+        if last - first == width:
+            for r in range(0, squares, width):
+                _transpose_square(flat_out, first * n_rows + r, n_rows, flat_x, r * n_columns + first, n_columns)
+        for c in range(first, last):
+            for r in range(squares if last - first == width else 0, n_rows):
+                out[c, r] = x[r, c]

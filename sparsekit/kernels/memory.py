@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 from sparsekit.kernels.pool import Pool
 
 LINE = 64  # bytes
-_POOLED = 1 << 20  # bytes from which an array comes from the pool
+_POOLED = 1 << 17  # bytes from which an array comes from the pool: small pages take longer to find
 
 _pool = Pool()
 

@@ -7,6 +7,7 @@ in a network that only predicts, are copied once.
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,11 +16,44 @@ from sparsekit.kernels.transpose import TransposedIndex, index_dtype, read_only,
 
 TABLE = 128  # inputs that 8 registers hold
 LANES = 64  # neurons that look up an input each
+STEP = LANES // 4 + LANES  # floats of a step of a look-up: a byte and a weight for each lane
 _LOOKUP_RUN = 2  # stored weights of a neuron in one block of 128 inputs: fewer are faster without a lookup
 
 
+class Runs(NamedTuple):
+    """The stored weights of each row in each block of inputs, a run each, block after block.
+
+    In each block the rows stand by the lengths of their runs. A loop over a run then takes as many rounds as the
+    one before it, mostly, and the processor foresees where it ends. With rows in their own order it guesses wrong
+    once or twice a run, and each time loses what several weights take.
+
+    Attributes
+    ----------
+    starts, ends : int64 (n_blocks * n_rows,), run q owns the slots from starts[q] to ends[q]; the runs of block j
+        begin at j * n_rows
+    rows : uint16 or int32 (n_blocks * n_rows,), the row of each run
+    """
+
+    starts: np.ndarray
+    ends: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def by_length(cls, edges: np.ndarray, parts: int = 1) -> "Runs":
+        """The runs of rows that own the slots edges[j, r] to edges[j + 1, r] in block j, for all j and r.
+
+        They are sorted within each of so many parts of the rows, that threads work on.
+        """
+        n_rows = edges.shape[1]
+        part = np.searchsorted(np.arange(1, parts + 1) * n_rows // parts, np.arange(n_rows), side="right")
+        lengths = np.diff(edges, axis=0)
+        rows = np.argsort(part * (lengths.max(initial=0) + 1) + lengths, axis=1, kind="stable")
+        starts, ends = (np.take_along_axis(edge, rows, axis=1) for edge in (edges[:-1], edges[1:]))
+        return cls(*(read_only(array.reshape(-1)) for array in (starts, ends, rows.astype(index_dtype(n_rows)))))
+
+
 class Order:
-    """The stored weights in another order than their own: run after run, each one row's inputs in one block.
+    """The stored weights in another order than their own, run after run.
 
     Parameters
     ----------
@@ -27,16 +61,21 @@ class Order:
 
     Attributes
     ----------
-    indptr : int64 (n_blocks * n_rows + 1,), the run of row r in block j owns the slots from indptr[j * n_rows + r]
+    indptr : int64 (n_runs + 1,), run q owns the slots indptr[q] to indptr[q + 1]
+    rows : uint16 or int32 (n_runs,), the row of each run; None where run q is row q
     indices : uint16 or int32 (nnz,), input of each slot, counted from the first input of its block
     positions : int32 or int64 (nnz,), place of each slot's weight in the flat stored values
-    block : inputs in a block
     """
 
     def __init__(
-        self, indptr: np.ndarray, indices: np.ndarray, positions: np.ndarray, block: int, keep: bool = False
+        self,
+        indptr: np.ndarray,
+        rows: np.ndarray | None,
+        indices: np.ndarray,
+        positions: np.ndarray,
+        keep: bool = False,
     ) -> None:
-        self.indptr, self.indices, self.positions, self.block = indptr, indices, positions, block
+        self.indptr, self.rows, self.indices, self.positions = indptr, rows, indices, positions
         self._keep = keep
         self._buffer: np.ndarray | None = None
 
@@ -70,8 +109,8 @@ class Plan:
         self, indptr: np.ndarray, indices: np.ndarray, shape: tuple[int, int], frozen: bool = False
     ) -> None:
         self.indptr, self.indices, self.shape, self.frozen = read_only(indptr), indices, shape, frozen
-        self._orders: dict[tuple[str, int], Order] = {}
-        self._starts: dict[int, np.ndarray] = {}
+        self._orders: dict[tuple[str, int, int], Order] = {}
+        self._runs: dict[tuple[int, int], Runs] = {}
         self._lookup: Lookup | None = None
 
     @cached_property
@@ -80,41 +119,34 @@ class Plan:
         n_out, n_in = self.shape
         return transposed_index(self.indices, np.repeat(np.arange(n_out), np.diff(self.indptr)), n_out, n_in)
 
-    def rows_in_blocks(self, block: int) -> Order:
-        """The weights for W x, block by block of inputs."""
-        if ("rows", block) not in self._orders:
-            n_out, n_in = self.shape
-            slots = np.arange(self.indices.size)
-            order = _blocked(self.indptr, self.indices, slots, n_out, n_in, block, self.frozen)
-            self._orders["rows", block] = order
-        return self._orders["rows", block]
+    def runs(self, block: int, parts: int = 1) -> Runs:
+        """The runs of the neurons in blocks of so many inputs, for products that leave the weights in place."""
+        if (block, parts) not in self._runs:
+            self._runs[block, parts] = self._new_runs(block, parts)
+        return self._runs[block, parts]
 
-    def columns_in_blocks(self, block: int) -> Order:
+    def rows_in_blocks(self, block: int, parts: int = 1) -> Order:
+        """The weights for W x, block by block of inputs."""
+        key = "rows", block, parts
+        if key not in self._orders:
+            slots = np.arange(self.indices.size)
+            self._orders[key] = _in_runs(self._new_runs(block, parts), self.indices, slots, block, self.frozen)
+        return self._orders[key]
+
+    def columns_in_blocks(self, block: int, parts: int = 1) -> Order:
         """The weights for W^T g, block by block of neurons."""
-        if ("columns", block) not in self._orders:
-            index, (n_out, n_in) = self.transposed, self.shape
-            order = _blocked(index.indptr, index.rows, index.positions, n_in, n_out, block, self.frozen)
-            self._orders["columns", block] = order
-        return self._orders["columns", block]
+        key = "columns", block, parts
+        if key not in self._orders:
+            index = self.transposed
+            runs = _runs(index.indptr, index.rows, self.shape[0], block, parts)
+            self._orders[key] = _in_runs(runs, index.rows, index.positions, block, self.frozen)
+        return self._orders[key]
 
     @cached_property
     def by_column(self) -> Order:
         """The weights for W^T g, column by column."""
         index = self.transposed
-        return Order(index.indptr, index.rows, index.positions, self.shape[0], self.frozen)
-
-    def block_starts(self, block: int) -> np.ndarray:
-        """Int64 (n_blocks + 1, n_out): where each block of inputs begins in each row, in the weights' order."""
-        if block not in self._starts:
-            lengths = np.diff(self.rows_in_blocks(block).indptr).reshape(-1, self.shape[0])
-            starts = np.concatenate([np.zeros((1, self.shape[0]), dtype=np.int64), np.cumsum(lengths, axis=0)])
-            self._starts[block] = read_only(starts + self.indptr[:-1])
-        return self._starts[block]
-
-    @cached_property
-    def row_starts(self) -> np.ndarray:
-        """Int64 (2, n_out): `block_starts` with all inputs in one block."""
-        return read_only(np.stack([self.indptr[:-1], self.indptr[1:]]))
+        return Order(index.indptr, None, index.rows, index.positions, self.frozen)
 
     def lookup(self, values: np.ndarray) -> "Lookup | None":
         """The weights for one sample; None where they may change, are not float32, or are too few in a block."""
@@ -123,9 +155,12 @@ class Plan:
             n_runs = n_out * -(-n_in // TABLE)
             if values.dtype == np.float32 and values.size >= _LOOKUP_RUN * n_runs:
                 slots = np.arange(self.indices.size)
-                order = _blocked(self.indptr, self.indices, slots, n_out, n_in, TABLE)
+                order = _in_runs(self._new_runs(TABLE), self.indices, slots, TABLE)
                 self._lookup = Lookup(order, values.reshape(-1), n_out)
         return self._lookup
+
+    def _new_runs(self, block: int, parts: int = 1) -> Runs:
+        return _runs(self.indptr, self.indices, self.shape[1], block, parts)
 
     @property
     def nbytes(self) -> int:
@@ -143,40 +178,34 @@ class Lookup:
 
     Attributes
     ----------
-    values : float32 (n,)
-    inputs : uint8 (n,), input of each weight, counted from the first of its block. Of every 64, that of lane
-        16 v + 4 q + d stands at 16 q + 4 v + d: the order in which instructions put numbers together from bytes
-    lengths : uint8 (n_blocks, n_groups), weights a lane of each group
-    starts : int64 (n_blocks,), first slot of each block
-    sums : float32 (n_blocks * n_groups * 64,), memory for the sums of the lanes of all groups. It is used
-        within one call of a kernel, which keeps other threads of Python out
-    ranks : uint16 or int32 (n_blocks, n_rows), place of each neuron among the sums of each block
+    steps : float32 (n_steps, 80). The first 64 bytes are the inputs of 64 lanes, counted from the first of their
+        block: that of lane 16 v + 4 q + d stands at 16 q + 4 v + d, the order in which instructions put numbers
+        together from bytes. Behind them are the 64 weights
+    lengths : uint8 (n_blocks, n_groups), steps of each group
+    starts : int64 (n_blocks,), first step of each block
+    ranks : uint16 or int32 (n_blocks, n_rows), place of each neuron among the lanes of each block
     """
 
     def __init__(self, order: Order, values: np.ndarray, n_rows: int) -> None:
-        counts = np.diff(order.indptr).reshape(-1, n_rows)
+        counts = np.diff(order.indptr).reshape(-1, n_rows)  # ascending in each block
         n_blocks, n_groups = len(counts), -(-n_rows // LANES)
-        rank = np.empty(counts.shape, dtype=np.int64)
-        by_count = np.argsort(counts, axis=1, kind="stable")
-        np.put_along_axis(rank, by_count, np.broadcast_to(np.arange(n_rows), counts.shape), axis=1)
-        ordered = np.zeros((n_blocks, n_groups * LANES), dtype=np.int64)
-        ordered[:, :n_rows] = np.take_along_axis(counts, by_count, axis=1)
-        lengths = ordered.reshape(n_blocks, n_groups, LANES).max(axis=2)
-        group_starts = np.concatenate([[0], np.cumsum(lengths) * LANES])
+        filled = np.zeros((n_blocks, n_groups * LANES), dtype=np.int64)
+        filled[:, :n_rows] = counts
+        lengths = filled.reshape(n_blocks, n_groups, LANES).max(axis=2)
+        group_starts = np.concatenate([[0], np.cumsum(lengths)])
         runs = np.repeat(np.arange(counts.size), counts.ravel())
-        group, lane = np.divmod(rank.ravel()[runs], LANES)
-        firsts = group_starts[runs // n_rows * n_groups + group]
-        firsts += (np.arange(runs.size) - order.indptr[runs]) * LANES
-        self.values = aligned_empty((int(group_starts[-1]),), np.float32)
-        self.inputs = aligned_empty((int(group_starts[-1]),), np.uint8)
-        self.values[:] = 0
-        self.inputs[:] = 0
-        self.values[firsts + lane] = values[order.positions]
-        self.inputs[firsts + lane // 4 % 4 * 16 + lane // 16 * 4 + lane % 4] = order.indices
+        group, lane = np.divmod(runs % n_rows, LANES)
+        step = group_starts[runs // n_rows * n_groups + group] + np.arange(runs.size) - order.indptr[runs]
+        self.steps = aligned_empty((int(group_starts[-1]), STEP), np.float32)
+        self.steps[:] = 0
+        self.steps[step, LANES // 4 + lane] = values[order.positions]
+        self.steps.view(np.uint8)[step, lane // 4 % 4 * 16 + lane // 16 * 4 + lane % 4] = order.indices
         self.lengths = read_only(lengths.astype(np.uint8))
         self.starts = read_only(group_starts[: n_blocks * n_groups : n_groups].copy())
-        self.sums = aligned_empty((n_blocks * n_groups * LANES,), np.float32)
-        self.ranks = read_only(rank.astype(index_dtype(n_rows)))
+        ranks = np.empty(counts.shape, dtype=index_dtype(n_rows))
+        places = np.arange(n_rows, dtype=ranks.dtype)[None]
+        np.put_along_axis(ranks, order.rows.reshape(counts.shape), places, axis=1)
+        self.ranks = read_only(ranks)
 
 
 def _arrays(part: object) -> list[np.ndarray]:
@@ -189,24 +218,23 @@ def _arrays(part: object) -> list[np.ndarray]:
     return [array for one in held for array in _arrays(one)]
 
 
-def _blocked(
-    indptr: np.ndarray,
-    indices: np.ndarray,
-    positions: np.ndarray,
-    n_rows: int,
-    n_inputs: int,
-    block: int,
-    keep: bool = False,
-) -> Order:
-    n_blocks = -(-n_inputs // block)
-    blocks = (indices // block).astype(index_dtype(n_blocks))
-    order = np.argsort(blocks, kind="stable")
+def _runs(indptr: np.ndarray, indices: np.ndarray, n_inputs: int, block: int, parts: int) -> Runs:
+    n_rows, n_blocks = len(indptr) - 1, -(-n_inputs // block)
     rows = np.repeat(np.arange(n_rows), np.diff(indptr))
-    lengths = np.bincount(blocks.astype(np.int64) * n_rows + rows, minlength=n_blocks * n_rows)
+    runs = rows * n_blocks + indices.astype(np.int64) // block
+    lengths = np.bincount(runs, minlength=n_rows * n_blocks).reshape(n_rows, n_blocks)
+    edges = np.concatenate([np.zeros((n_rows, 1), dtype=np.int64), np.cumsum(lengths, axis=1)], axis=1)
+    return Runs.by_length((edges + indptr[:-1, None]).T, parts)
+
+
+def _in_runs(runs: Runs, indices: np.ndarray, positions: np.ndarray, block: int, keep: bool = False) -> Order:
+    lengths = runs.ends - runs.starts
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    source = np.repeat(runs.starts - indptr[:-1], lengths) + np.arange(indices.size)
     return Order(
-        indptr=read_only(np.concatenate([[0], np.cumsum(lengths)])),
-        indices=read_only((indices[order] % block).astype(indices.dtype)),
-        positions=read_only(positions[order].astype(np.int32 if order.size < 2**31 else np.int64)),
-        block=block,
+        indptr=read_only(indptr),
+        rows=runs.rows,
+        indices=read_only((indices[source] % block).astype(indices.dtype)),
+        positions=read_only(positions[source].astype(np.int32 if source.size < 2**31 else np.int64)),
         keep=keep,
     )

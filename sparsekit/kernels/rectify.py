@@ -18,7 +18,7 @@ def at_least(value, low):
     return low if value < low else value
 
 
-@numba.njit
+@numba.njit(inline="always")
 def rectify(values, start, end):
     """values[start:end] = max(values, 0)."""
     zero = values.dtype.type(0)
@@ -26,7 +26,7 @@ def rectify(values, start, end):
         values[k] = at_least(values[k], zero)
 
 
-@numba.njit
+@numba.njit(inline="always")
 def rectify_scaled(values, start, end, scale, shift):
     """values[start:end] = max(scale * values + shift, 0)."""
     zero = values.dtype.type(0)

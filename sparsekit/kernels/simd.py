@@ -1,55 +1,33 @@
 """The innermost loops, with their running sums held in vector registers.
 
 LLVM vectorises loops by itself, but it loads and stores a slice of an array in every iteration. The intrinsics
-here emit the loop with its accumulators as local variables, which LLVM keeps in registers. They are written in
-LLVM's portable vector types: one source serves 64-byte (AVX-512), 32-byte (AVX2) and 16-byte (SSE2, NEON)
-vectors.
+here emit the loop with its accumulators as local variables, which LLVM keeps in registers. They are written with
+:mod:`sparsekit.kernels.emitter`, for vectors of any width.
 
-On other processors, and with NUMBA_DISABLE_JIT=1, the plain loops below take their place. Both add the same
-products in another order: for a sum of n products the results differ by at most 2 n eps sum |products|.
+On other processors, and with NUMBA_DISABLE_JIT=1, those of :mod:`sparsekit.kernels.plain_loops` take their place.
+Both add the same products in another order: for a sum of n products the results differ by at most
+2 n eps sum |products|.
 
 All arrays are flat. Offsets count elements; nothing is checked.
 """
 
-import platform
 from collections.abc import Callable
 from typing import Any
 
-import numba
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils, config
-from numba.core.codegen import get_host_cpu_features
-from numba.extending import intrinsic, overload
+from numba.core import cgutils
+from numba.extending import intrinsic
 
-_AHEAD = 2048  # weights that are asked for before they are needed, 8 KiB
-_FAST = ("contract", "reassoc", "nsz")  # NaN and Inf keep their meaning
-_Value = Any  # a value of LLVM's; llvmlite comes without types
-_INT32, _INT64 = ir.IntType(32), ir.IntType(64)
+from sparsekit.kernels import plain_loops
+from sparsekit.kernels.emitter import INT32, INT64, Emitter
+from sparsekit.kernels.plan import STEP
+from sparsekit.kernels.processor import CAN_LOOK_UP, SIMD
 
-
-def _features() -> dict[str, bool]:
-    """What the processor can that Numba compiles for: this one, or what NUMBA_CPU_FEATURES names."""
-    chosen: str | None = config.CPU_FEATURES  # pyright: ignore[reportAttributeAccessIssue]
-    if chosen is None:
-        chosen = get_host_cpu_features()  # without what NUMBA_ENABLE_AVX=0 leaves out
-    return {name[1:]: name[0] == "+" for name in chosen.split(",") if name}
+_AHEAD = 32 * STEP  # floats, 10 KB: so early a step is asked for
 
 
-def _vector_bytes() -> int:
-    """Width of the registers of this processor; 0 where the intrinsics are not used."""
-    compiled = not config.DISABLE_JIT  # pyright: ignore[reportAttributeAccessIssue]
-    if not compiled or platform.machine().lower() not in ("x86_64", "amd64", "aarch64", "arm64"):
-        return 0
-    return 64 if _features().get("avx512f") else 32 if _features().get("avx2") else 16
-
-
-_SIMD = _vector_bytes() > 0
-VECTOR_BYTES = _vector_bytes() or 64
-CAN_LOOK_UP = VECTOR_BYTES == 64 and _SIMD and bool(_features().get("avx512vbmi"))
-
-
-def weighted_rows(vectors: int, chains: int, part: int = 1, accumulate: bool = False) -> Callable[..., None]:
+def weighted_rows(vectors: int, chains: int, part: int = 1) -> Callable[..., None]:
     """Make the loop of the forward product: a weighted sum of rows of x, a register tile wide.
 
     ``f(y, y0, values, indices, start, end, x, x0, stride)`` computes, for the slots s from start to end,
@@ -61,10 +39,9 @@ def weighted_rows(vectors: int, chains: int, part: int = 1, accumulate: bool = F
     vectors : width of the tile in vectors
     chains : independent running sums of the tile, since an addition waits for the one before it
     part : divides the lanes of a vector, for batches narrower than one; the width is :func:`lanes` times `vectors`
-    accumulate : add to y instead of replacing it
     """
-    if not _SIMD:
-        return _plain_weighted_rows(vectors, part, accumulate)
+    if not SIMD:
+        return plain_loops.weighted_rows(vectors, part)
 
     @intrinsic
     def weighted_rows(_, y, y0, values, indices, start, end, x, x0, stride):
@@ -72,66 +49,133 @@ def weighted_rows(vectors: int, chains: int, part: int = 1, accumulate: bool = F
         return types.void(y, n, values, indices, n, n, x, n, n), generate
 
     def generate(context, builder, signature, arguments):
-        emit = _Emitter(context, builder, signature, part)
+        emit = Emitter(context, builder, signature, part)
         y, values, indices, x = (emit.data(arguments, k) for k in (0, 2, 3, 6))
-        y = builder.gep(y, [arguments[1]])
+        y, x = builder.gep(y, [arguments[1]]), builder.gep(x, [arguments[7]])
         start, end, stride = arguments[4], arguments[5], arguments[8]
-        x = builder.gep(x, [arguments[7]])
-        tile = [cgutils.alloca_once_value(builder, emit.zero) for _ in range(vectors * chains)]
-        if accumulate:
-            for t in range(vectors):
-                builder.store(emit.load(y, t), tile[t])
-
-        def step(slot, chain, weight):
-            row = emit.row(x, indices, slot, stride)
-            for t in range(vectors):
-                emit.add_product(tile[chain * vectors + t], weight, emit.load(row, t))
-
-        for group in (8, 4, 1):
-            whole = builder.sub(end, builder.srem(builder.sub(end, start), _INT64(group)))
-            with emit.loop(start, whole, group) as (slot, _):
-                weights = emit.group(values, slot, group)
-                for k in range(group):
-                    step(builder.add(slot, _INT64(k)), k % chains, emit.splat(weights, k))
-            start = whole
-        for t in range(vectors):
-            emit.store(emit.total(tile[t::vectors]), y, t)
+        tile = [emit.zero] * vectors
+        sums = emit.weighted_sum(tile, chains, values, indices, start, end, x, stride, emit.picks(8))
+        for t, total in enumerate(sums):
+            emit.store(total, y, t)
 
     return weighted_rows
 
 
-def row_products(vectors: int, part: int = 1) -> Callable[..., None]:
-    """Make the loop of the weight gradient: one row of g times many rows of x, over a part of the batch.
+def weighted_runs(vectors: int, chains: int) -> Callable[..., None]:
+    """Make the loop over the runs of a block of inputs, which adds a weighted sum of rows of x for each of them.
 
-    ``f(out, indices, start, end, g, g0, x, x0, stride)`` computes, for each slot s from start to end,
+    ``f(y, y0, y_stride, values, indices, runs, low, high, x, x0, stride, ahead)``, with runs = (starts, ends,
+    rows), computes for the runs q from low to high and the slots s from starts[q] to ends[q],
 
-        out[s] += sum over t < width of g[g0 + t] * x[x0 + indices[s] * stride + t]
+        y[y0 + rows[q] * y_stride :][:width] += sum of values[s] * x[x0 + indices[s] * stride :][:width]
+
+    Meanwhile it asks for cache lines that are read next: with ahead = (a, a0, row_step, n_rows, step, n), for
+    those at a[a0 + i * row_step + k * step], i < n_rows and k < n, as far as there are runs i.
+
+    Parameters as in :func:`weighted_rows`.
+    """
+    if not SIMD:
+        return plain_loops.weighted_runs(vectors)
+
+    @intrinsic
+    def weighted_runs(_, y, y0, y_stride, values, indices, runs, low, high, x, x0, stride, ahead):
+        n = types.intp
+        return types.void(y, n, n, values, indices, runs, n, n, x, n, n, ahead), generate
+
+    def generate(context, builder, signature, arguments):
+        emit = Emitter(context, builder, signature)
+        y = builder.gep(emit.data(arguments, 0), [arguments[1]])
+        with emit.sums_of_runs(arguments, y, vectors, chains) as (row, sums):
+            place = builder.gep(y, [builder.mul(row, arguments[2])])
+            for t, total in enumerate(sums):
+                emit.store(total, place, t)
+
+    return weighted_runs
+
+
+def final_runs(vectors: int, chains: int) -> Callable[..., None]:
+    """Make the loop of :func:`weighted_runs` for the last block of inputs, which writes the sums elsewhere.
+
+    ``f(*arguments of weighted_runs, to)``, with to = (bound, z, z0, z_stride, z_step, past), writes vector t of
+    the sums of row r, but at least `bound`, to z[z0 + r * z_stride + t * z_step :]. If `past`, they go to memory
+    past the caches, in whole cache lines; before another thread reads them :func:`fence` must be called.
+    """
+    if not SIMD:
+        return plain_loops.final_runs(vectors)
+
+    @intrinsic
+    def final_runs(_, y, y0, y_stride, values, indices, runs, low, high, x, x0, stride, ahead, to):
+        n = types.intp
+        return types.void(y, n, n, values, indices, runs, n, n, x, n, n, ahead, to), generate
+
+    def generate(context, builder, signature, arguments):
+        emit = Emitter(context, builder, signature)
+        y = builder.gep(emit.data(arguments, 0), [arguments[1]])
+        bound, z, z0, z_stride, z_step, past = emit.unpacked(arguments, 12)
+        z, bound = builder.gep(z, [z0]), emit.everywhere(bound)
+        with emit.sums_of_runs(arguments, y, vectors, chains) as (row, sums):
+            target = builder.gep(z, [builder.mul(row, z_stride)])
+            places = [builder.gep(target, [builder.mul(INT64(t), z_step)]) for t in range(vectors)]
+            sums = [builder.select(builder.fcmp_ordered("<", total, bound), bound, total) for total in sums]
+            with builder.if_else(past) as (past_caches, through_them):
+                with past_caches:
+                    for total, place in zip(sums, places, strict=True):
+                        emit.store_past_caches(total, place)
+                with through_them:
+                    for total, place in zip(sums, places, strict=True):
+                        emit.store(total, place, 0)
+
+    return final_runs
+
+
+def fence() -> Callable[..., None]:
+    """Make what waits until everything that was written, past the caches too, can be read by other threads."""
+    if not SIMD:
+        return plain_loops.fence
+
+    @intrinsic
+    def fence(_):
+        return types.void(), generate
+
+    def generate(context, builder, signature, arguments):
+        builder.fence("seq_cst")
+
+    return fence
+
+
+def run_products(vectors: int, part: int = 1) -> Callable[..., None]:
+    """Make the loop of the weight gradient: in each run one row of g times many of x, for a part of the batch.
+
+    ``f(out, indices, runs, low, high, g, g0, g_stride, x, x0, stride)``, with runs = (starts, ends, rows),
+    computes for the runs q from low to high and each slot s from starts[q] to ends[q],
+
+        out[s] += sum over t < width of g[g0 + rows[q] * g_stride + t] * x[x0 + indices[s] * stride + t]
 
     with the part of g in registers. The width is :func:`lanes` times `vectors`, divided by `part`.
     """
-    if not _SIMD:
-        return _plain_row_products(vectors, part)
+    if not SIMD:
+        return plain_loops.run_products(vectors, part)
 
     @intrinsic
-    def row_products(_, out, indices, start, end, g, g0, x, x0, stride):
+    def run_products(_, out, indices, runs, low, high, g, g0, g_stride, x, x0, stride):
         n = types.intp
-        return types.void(out, indices, n, n, g, n, x, n, n), generate
+        return types.void(out, indices, runs, n, n, g, n, n, x, n, n), generate
 
     def generate(context, builder, signature, arguments):
-        emit = _Emitter(context, builder, signature, part)
-        out, indices, g, x = (emit.data(arguments, k) for k in (0, 1, 4, 6))
-        x = builder.gep(x, [arguments[7]])
-        g = builder.gep(g, [arguments[5]])
-        held = [emit.load(g, t) for t in range(vectors)]
-        with emit.loop(arguments[2], arguments[3]) as (slot, _):
-            row = emit.row(x, indices, slot, arguments[8])
-            sums = [cgutils.alloca_once_value(builder, emit.zero) for _ in range(min(2, vectors))]
-            for t in range(vectors):
-                emit.add_product(sums[t % 2], held[t], emit.load(row, t))
-            place = builder.gep(out, [slot])
-            builder.store(builder.fadd(builder.load(place), emit.across(emit.total(sums)), flags=_FAST), place)
+        emit = Emitter(context, builder, signature, part)
+        out, indices, g, x = (emit.data(arguments, k) for k in (0, 1, 5, 8))
+        g, x = builder.gep(g, [arguments[6]]), builder.gep(x, [arguments[9]])
+        with emit.each_run(emit.unpacked(arguments, 2), arguments[3], arguments[4]) as (_, start, end, row):
+            row_of_g = builder.gep(g, [builder.mul(row, arguments[7])])
+            held = [emit.load(row_of_g, t) for t in range(vectors)]
+            for group in (emit.at_once, 1):
+                whole = builder.sub(end, builder.and_(builder.sub(end, start), INT64(group - 1)))
+                with emit.loop(start, whole, group) as (slot, _):
+                    reads = emit.rows(x, indices, slot, group, arguments[10], together=True)
+                    emit.add_sums([emit.product(held, read) for read in reads], builder.gep(out, [slot]))
+                start = whole
 
-    return row_products
+    return run_products
 
 
 def copy_rows(vectors: int) -> Callable[..., None]:
@@ -143,8 +187,8 @@ def copy_rows(vectors: int) -> Callable[..., None]:
 
     The width is :func:`lanes` times `vectors`. Few instructions a row let the processor fetch many rows at a time.
     """
-    if not _SIMD:
-        return _plain_copy_rows(vectors)
+    if not SIMD:
+        return plain_loops.copy_rows(vectors)
 
     @intrinsic
     def copy_rows(_, target, t0, t_stride, source, s0, s_stride, n_rows):
@@ -152,10 +196,10 @@ def copy_rows(vectors: int) -> Callable[..., None]:
         return types.void(target, n, n, source, n, n, n), generate
 
     def generate(context, builder, signature, arguments):
-        emit = _Emitter(context, builder, signature)
+        emit = Emitter(context, builder, signature)
         target = builder.gep(emit.data(arguments, 0), [arguments[1]])
         source = builder.gep(emit.data(arguments, 3), [arguments[4]])
-        with emit.loop(_INT64(0), arguments[6]) as (i, _):
+        with emit.loop(INT64(0), arguments[6]) as (i, _):
             write = builder.gep(target, [builder.mul(i, arguments[2])])
             read = builder.gep(source, [builder.mul(i, arguments[5])])
             for t in range(vectors):
@@ -164,34 +208,67 @@ def copy_rows(vectors: int) -> Callable[..., None]:
     return copy_rows
 
 
+def transpose_square() -> Callable[..., None]:
+    """Make the loop that transposes a square as wide as a vector.
+
+    ``f(target, t0, t_stride, source, s0, s_stride)`` computes, for i and k below :func:`lanes`,
+
+        target[t0 + k * t_stride + i] = source[s0 + i * s_stride + k]
+
+    Rows that lie 1, 2, 4, ... apart exchange every other 1, 2, 4, ... elements with each other.
+    """
+    if not SIMD:
+        return plain_loops.transpose_square
+
+    @intrinsic
+    def transpose_square(_, target, t0, t_stride, source, s0, s_stride):
+        n = types.intp
+        return types.void(target, n, n, source, n, n), generate
+
+    def generate(context, builder, signature, arguments):
+        emit = Emitter(context, builder, signature)
+        target = builder.gep(emit.data(arguments, 0), [arguments[1]])
+        source = builder.gep(emit.data(arguments, 3), [arguments[4]])
+        n, apart = emit.lanes, 1
+        rows = [emit.load(builder.gep(source, [builder.mul(INT64(i), arguments[5])]), 0) for i in range(n)]
+        while apart < n:
+            for i in (i for i in range(n) if not i & apart):
+                upper, lower = rows[i], rows[i + apart]
+                keep = [n + k - apart if k & apart else k for k in range(n)]
+                give = [n + k if k & apart else k + apart for k in range(n)]
+                masks = (ir.Constant(ir.VectorType(INT32, n), order) for order in (keep, give))
+                rows[i], rows[i + apart] = (builder.shuffle_vector(upper, lower, mask) for mask in masks)
+            apart *= 2
+        for k, row in enumerate(rows):
+            emit.store(row, builder.gep(target, [builder.mul(INT64(k), arguments[2])]), 0)
+
+    return transpose_square
+
+
 def sparse_dot() -> Callable[..., Any]:
     """Make the loop of one sample: ``f(values, indices, start, end, x)`` sums values[s] * x[indices[s]].
 
-    A vector of x is put together from scalar loads, which is faster than the gather instruction, and than scalar
-    products: the weights are loaded a vector at a time.
+    A vector of x is gathered, which is faster than scalar products: the weights are loaded a vector at a time.
     """
-    if not _SIMD:
-        return _plain_sparse_dot
+    if not SIMD:
+        return plain_loops.sparse_dot
 
     @intrinsic
     def sparse_dot(_, values, indices, start, end, x):
         return values.dtype(values, indices, types.intp, types.intp, x), generate
 
     def generate(context, builder, signature, arguments):
-        emit = _Emitter(context, builder, signature)
+        emit = Emitter(context, builder, signature)
         values, indices, x = (emit.data(arguments, k) for k in (0, 1, 4))
         start, end = arguments[2], arguments[3]
         total = cgutils.alloca_once_value(builder, emit.zero)
-        whole = builder.sub(end, builder.srem(builder.sub(end, start), _INT64(emit.lanes)))
+        whole = builder.sub(end, builder.srem(builder.sub(end, start), INT64(emit.lanes)))
         with emit.loop(start, whole, emit.lanes) as (slot, _):
-            gathered = ir.Constant(emit.vector, ir.Undefined)
-            for lane in range(emit.lanes):
-                element = builder.load(emit.row(x, indices, builder.add(slot, _INT64(lane)), _INT64(1)))
-                gathered = builder.insert_element(gathered, element, _INT32(lane))
+            gathered = emit.gather(emit.rows(x, indices, slot, emit.lanes, INT64(1), together=True))
             emit.add_product(total, emit.load(builder.gep(values, [slot]), 0), gathered)
         result = cgutils.alloca_once_value(builder, emit.across(builder.load(total)))
         with emit.loop(whole, end) as (slot, _):
-            element = builder.load(emit.row(x, indices, slot, _INT64(1)))
+            element = builder.load(emit.row(x, indices, slot, INT64(1)))
             emit.add_product(result, builder.load(builder.gep(values, [slot])), element)
         return builder.load(result)
 
@@ -201,8 +278,8 @@ def sparse_dot() -> Callable[..., Any]:
 def group_sums() -> Callable[..., None]:
     """Make the loop of one sample with the weights in the order of :class:`sparsekit.kernels.plan.Lookup`.
 
-    ``f(values, inputs, lengths, first, n_groups, start, x, x0, sums, sums0)`` goes through a block of 128 inputs,
-    x[x0 : x0 + 128]; its weights begin at slot `start`, its groups are those from `first`. Lane l of group g sums
+    ``f(steps, lengths, first, n_groups, start, x, x0, sums, sums0)`` goes through a block of 128 inputs,
+    x[x0 : x0 + 128]; its weights begin at step `start`, its groups are those from `first`. Lane l of group g sums
     into sums[sums0 + 64 * g + l].
 
     The inputs are held in 8 registers, two for each of the four bytes of a number. An instruction of AVX-512
@@ -211,18 +288,18 @@ def group_sums() -> Callable[..., None]:
     lanes in another order than their weights.
     """
     if not CAN_LOOK_UP:
-        return _no_group_sums
+        return plain_loops.no_group_sums
 
     @intrinsic
-    def group_sums(_, values, inputs, lengths, first, n_groups, start, x, x0, sums, sums0):
+    def group_sums(_, steps, lengths, first, n_groups, start, x, x0, sums, sums0):
         n = types.intp
-        return types.void(values, inputs, lengths, n, n, n, x, n, sums, n), generate
+        return types.void(steps, lengths, n, n, n, x, n, sums, n), generate
 
     def generate(context, builder, signature, arguments):
-        emit = _Emitter(context, builder, signature)
-        values, inputs, lengths, x, sums = (emit.data(arguments, k) for k in (0, 1, 2, 6, 8))
-        x, sums = builder.gep(x, [arguments[7]]), builder.gep(sums, [arguments[9]])
-        bytes64, ints64 = ir.VectorType(ir.IntType(8), 64), ir.VectorType(_INT32, 64)
+        emit = Emitter(context, builder, signature)
+        steps, lengths, x, sums = (emit.data(arguments, k) for k in (0, 1, 5, 7))
+        x, sums = builder.gep(x, [arguments[6]]), builder.gep(sums, [arguments[8]])
+        bytes64, ints64 = ir.VectorType(ir.IntType(8), 64), ir.VectorType(INT32, 64)
         pick_kind = ir.FunctionType(bytes64, [bytes64] * 3)
         pick = cgutils.get_or_insert_function(builder.module, pick_kind, "llvm.x86.avx512.vpermi2var.qi.512")
 
@@ -236,10 +313,10 @@ def group_sums() -> Callable[..., None]:
             """Elements of a and b in turn, of the low or high half of each 16 bytes."""
             lanes, per = a.type.count, a.type.count // 4
             order = [q * per + high * per // 2 + j // 2 + j % 2 * lanes for q in range(4) for j in range(per)]
-            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT32, lanes), order))
+            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(INT32, lanes), order))
 
-        def look_up(slot):
-            index = vector_at(inputs, slot, bytes64)
+        def look_up(step):
+            index = vector_at(step, INT64(0), bytes64)
             picked = [builder.call(pick, [low, index, high]) for low, high in table]
             shorts = ir.VectorType(ir.IntType(16), 32)
             for high in (False, True):
@@ -248,159 +325,65 @@ def group_sums() -> Callable[..., None]:
                 for upper in (False, True):
                     yield builder.bitcast(interleave(*pairs, upper), emit.vector)
 
-        halves = [vector_at(x, _INT64(first), ints64) for first in (0, 64)]
+        halves = [vector_at(x, INT64(first), ints64) for first in (0, 64)]
         table = [[byte_of_each(half, k) for half in halves] for k in range(4)]
-        position = cgutils.alloca_once_value(builder, arguments[5])
+        position = cgutils.alloca_once_value(builder, arguments[4])
         chains = [cgutils.alloca_once(builder, emit.vector) for _ in range(4)]
-        with emit.loop(_INT64(0), arguments[4]) as (group, _):
+        with emit.loop(INT64(0), arguments[3]) as (group, _):
             for chain in chains:
                 builder.store(emit.zero, chain)
-            length = builder.zext(builder.load(builder.gep(lengths, [builder.add(arguments[3], group)])), _INT64)
+            length = builder.zext(builder.load(builder.gep(lengths, [builder.add(arguments[2], group)])), INT64)
             begin = builder.load(position)
-            end = builder.add(begin, builder.mul(length, _INT64(64)))
-            with emit.loop(begin, end, 64) as (slot, _):
-                emit.prefetch(builder.gep(inputs, [builder.add(slot, _INT64(_AHEAD))]))
-                weights = builder.gep(values, [slot])
-                for t, (chain, looked_up) in enumerate(zip(chains, look_up(slot), strict=True)):
-                    emit.prefetch(builder.gep(weights, [_INT64(_AHEAD + 16 * t)]))
-                    emit.add_product(chain, emit.load(weights, t), looked_up)
+            end = builder.add(begin, length)
+            with emit.loop(begin, end) as (number, _):
+                step = builder.gep(steps, [builder.mul(number, INT64(STEP))])
+                for line in range(STEP // 16):
+                    emit.prefetch(builder.gep(step, [INT64(_AHEAD + 16 * line)]))
+                for t, (chain, looked_up) in enumerate(zip(chains, look_up(step), strict=True)):
+                    emit.add_product(chain, emit.load(step, 1 + t), looked_up)
             for t, chain in enumerate(chains):
-                emit.store(builder.load(chain), builder.gep(sums, [builder.mul(group, _INT64(64))]), t)
+                emit.store(builder.load(chain), builder.gep(sums, [builder.mul(group, INT64(64))]), t)
             builder.store(end, position)
 
     return group_sums
 
 
-class _Emitter:
-    """What the intrinsics share: loads, stores, loops and sums in LLVM's vector types."""
+def ranked_sums() -> Callable[..., None]:
+    """Make the loop that adds up what :func:`group_sums` left, neuron by neuron.
 
-    def __init__(self, context: Any, builder: Any, signature: Any, part: int = 1) -> None:
-        self.context, self.builder, self.signature = context, builder, signature
-        self.element = context.get_value_type(signature.args[0].dtype)
-        self.size = context.get_abi_sizeof(self.element)
-        self.lanes = max(1, VECTOR_BYTES // self.size // part)
-        self.vector = ir.VectorType(self.element, self.lanes)
-        self.zero = ir.Constant(self.vector, None)
+    ``f(out, low, high, ranks, n_ranks, sums, n_sums, n_blocks)`` computes, for r from low to high,
 
-    def data(self, arguments: Any, k: int) -> _Value:
-        """Pointer to the first element of the k-th argument."""
-        return self.context.make_array(self.signature.args[k])(self.context, self.builder, arguments[k]).data
+        out[r] = sum over j < n_blocks of sums[j * n_sums + ranks[j * n_ranks + r]]
 
-    def prefetch(self, pointer: _Value) -> None:
-        """Ask for a cache line that is read soon; beyond an array it does nothing."""
-        pointer = self.builder.bitcast(pointer, ir.IntType(8).as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _INT32, _INT32, _INT32])
-        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
-        self.builder.call(function, [pointer, _INT32(0), _INT32(3), _INT32(1)])
+    a vector of neurons at a time, put together from scalar loads as in :func:`sparse_dot`.
+    """
+    if not CAN_LOOK_UP:
+        return plain_loops.no_ranked_sums
 
-    def loop(self, start: _Value, end: _Value, step: int = 1) -> Any:
-        return cgutils.for_range_slice(self.builder, start, end, _INT64(step), intp=_INT64)
+    @intrinsic
+    def ranked_sums(_, out, low, high, ranks, n_ranks, sums, n_sums, n_blocks):
+        n = types.intp
+        return types.void(out, n, n, ranks, n, sums, n, n), generate
 
-    def row(self, x: _Value, indices: _Value, slot: _Value, stride: _Value) -> _Value:
-        """Pointer to x[indices[slot] * stride]; indices are never negative."""
-        index = self.builder.zext(self.builder.load(self.builder.gep(indices, [slot])), _INT64)
-        return self.builder.gep(x, [self.builder.mul(index, stride)])
+    def generate(context, builder, signature, arguments):
+        emit = Emitter(context, builder, signature)
+        out, ranks, sums = (emit.data(arguments, k) for k in (0, 3, 5))
+        low, high, n_ranks, n_sums, n_blocks = (arguments[k] for k in (1, 2, 4, 6, 7))
+        whole = builder.sub(high, builder.srem(builder.sub(high, low), INT64(emit.lanes)))
 
-    def load(self, pointer: _Value, t: int) -> _Value:
-        """The t-th vector from `pointer`, which need not be aligned."""
-        return self.builder.load(self._vector_pointer(pointer, t), align=self.size)
+        def add_up(r, n, zero, gather):
+            total = cgutils.alloca_once_value(builder, zero)
+            with emit.loop(INT64(0), n_blocks) as (j, _):
+                slot = builder.add(builder.mul(j, n_ranks), r)
+                block = builder.gep(sums, [builder.mul(j, n_sums)])
+                more = gather(emit.rows(block, ranks, slot, n, INT64(1), together=True))
+                builder.store(emit.add(builder.load(total), more), total)
+            return builder.load(total)
 
-    def store(self, value: _Value, pointer: _Value, t: int) -> None:
-        self.builder.store(value, self._vector_pointer(pointer, t), align=self.size)
+        with emit.loop(low, whole, emit.lanes) as (r, _):
+            emit.store(add_up(r, emit.lanes, emit.zero, emit.gather), builder.gep(out, [r]), 0)
+        with emit.loop(whole, high) as (r, _):
+            total = add_up(r, 1, ir.Constant(emit.element, 0.0), lambda rows: builder.load(next(rows)))
+            builder.store(total, builder.gep(out, [r]))
 
-    def _vector_pointer(self, pointer: _Value, t: int) -> _Value:
-        place = self.builder.gep(pointer, [_INT64(t * self.lanes)])
-        return self.builder.bitcast(place, self.vector.as_pointer())
-
-    def group(self, values: _Value, slot: _Value, size: int) -> _Value:
-        """The vector values[slot : slot + size]."""
-        kind = ir.VectorType(self.element, size)
-        pointer = self.builder.bitcast(self.builder.gep(values, [slot]), kind.as_pointer())
-        weights = self.builder.load(pointer, align=self.size)
-        if VECTOR_BYTES == 64 and size > 1:
-            # Loads are what bounds the loop. An empty instruction keeps LLVM from loading each weight once more.
-            weights = self.builder.asm(ir.FunctionType(kind, [kind]), "", "=v,0", [weights], False)
-        return weights
-
-    def splat(self, group: _Value, k: int) -> _Value:
-        """Element k of a group in every lane."""
-        lanes = ir.Constant(ir.VectorType(_INT32, self.lanes), [k] * self.lanes)
-        return self.builder.shuffle_vector(group, ir.Constant(group.type, ir.Undefined), lanes)
-
-    def add_product(self, place: _Value, a: _Value, b: _Value) -> None:
-        """place += a * b, contracted to one fused multiply-add where the processor has it."""
-        product = self.builder.fmul(a, b, flags=_FAST)
-        self.builder.store(self.builder.fadd(self.builder.load(place), product, flags=_FAST), place)
-
-    def total(self, places: list[_Value]) -> _Value:
-        """The sum of what the places hold."""
-        result = self.builder.load(places[0])
-        for place in places[1:]:
-            result = self.builder.fadd(result, self.builder.load(place), flags=_FAST)
-        return result
-
-    def across(self, vector: _Value) -> _Value:
-        """The sum of the lanes of a vector."""
-        kind = ir.FunctionType(self.element, [self.element, self.vector])
-        name = f"llvm.vector.reduce.fadd.v{self.lanes}f{8 * self.size}"
-        reduce = cgutils.get_or_insert_function(self.builder.module, kind, name)
-        return self.builder.call(reduce, [ir.Constant(self.element, 0.0), vector], fastmath=_FAST)
-
-
-def lanes(array: Any) -> int:
-    """Elements of `array` in one vector; in compiled code a constant, by which LLVM unrolls loops."""
-    return VECTOR_BYTES // array.itemsize
-
-
-@overload(lanes)
-def _lanes(array):
-    n = VECTOR_BYTES * 8 // array.dtype.bitwidth
-    return lambda array: n
-
-
-def _plain_weighted_rows(vectors: int, part: int, accumulate: bool) -> Callable[..., None]:
-    @numba.njit
-    def weighted_rows(y, y0, values, indices, start, end, x, x0, stride):
-        width = vectors * max(1, lanes(x) // part)
-        if not accumulate:
-            y[y0 : y0 + width] = 0
-        for s in range(start, end):
-            first = x0 + int(indices[s]) * stride
-            for t in range(width):
-                y[y0 + t] += values[s] * x[first + t]
-
-    return weighted_rows
-
-
-def _plain_row_products(vectors: int, part: int) -> Callable[..., None]:
-    @numba.njit
-    def row_products(out, indices, start, end, g, g0, x, x0, stride):
-        for s in range(start, end):
-            first = x0 + int(indices[s]) * stride
-            for t in range(vectors * max(1, lanes(x) // part)):
-                out[s] += g[g0 + t] * x[first + t]
-
-    return row_products
-
-
-def _plain_copy_rows(vectors: int) -> Callable[..., None]:
-    @numba.njit
-    def copy_rows(target, t0, t_stride, source, s0, s_stride, n_rows):
-        for i in range(n_rows):
-            for t in range(vectors * lanes(source)):
-                target[t0 + i * t_stride + t] = source[s0 + i * s_stride + t]
-
-    return copy_rows
-
-
-@numba.njit
-def _no_group_sums(values, inputs, lengths, first, n_groups, start, x, x0, sums, sums0):
-    """Never called: :data:`CAN_LOOK_UP` is False."""
-
-
-@numba.njit
-def _plain_sparse_dot(values, indices, start, end, x):
-    total = x.dtype.type(0)
-    for s in range(start, end):
-        total += values[s] * x[indices[s]]
-    return total
+    return ranked_sums
