@@ -522,7 +522,8 @@ plt.show()
 
 # %% [markdown]
 # The numbers say when each stored weight is used. Block by block, a product stays left of the line until no
-# neuron needs these inputs any more.
+# neuron needs these inputs any more. Within a block, neurons with few weights there come first: loops of equal
+# length one after the other are loops whose end the processor foresees.
 #
 # A layer that only predicts can go one step further. `W.frozen()` is a read-only copy whose values are put in
 # the order of each product once, not at every call. It costs memory: `held_nbytes` counts it.
