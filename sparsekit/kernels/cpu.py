@@ -28,6 +28,7 @@ Arguments as in :mod:`sparsekit.kernels.reference`.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import numba
@@ -102,9 +103,7 @@ def _forward(values, indices, x, out, plan: Plan, bias, relu):
             return out
     values, indices = values.reshape(-1), indices.reshape(-1)
     if _wants_blocks(values.size, x, len(out), plan.frozen):
-        n_parts = _tile_parts(values.size, x, len(out))
-        order = plan.rows_in_blocks(_BLOCK, n_parts)
-        _gather_blocked(_in_order(order, values), order, n_parts, x, bias, relu, out)
+        _gather_blocked(values, plan.rows_in_blocks, x, bias, relu, out)
     else:
         _gather(values, indices, plan.indptr, x, bias, relu, out)
     return out
@@ -113,9 +112,7 @@ def _forward(values, indices, x, out, plan: Plan, bias, relu):
 def _input_gradient(values, g, out, plan: Plan):
     bias = _NO_BIAS[out.dtype]
     if _wants_blocks(values.size, g, len(out), plan.frozen):
-        n_parts = _tile_parts(values.size, g, len(out))
-        order = plan.columns_in_blocks(_BLOCK, n_parts)
-        _gather_blocked(_in_order(order, values), order, n_parts, g, bias, False, out)
+        _gather_blocked(values, plan.columns_in_blocks, g, bias, False, out)
     else:
         order = plan.by_column
         _gather(_in_order(order, values), order.indices, order.indptr, g, bias, False, out)
@@ -162,10 +159,12 @@ def _gather(values, indices, indptr, x, bias, relu, out):
         out[...] = padded[:, : out.shape[1]]
 
 
-def _gather_blocked(values, order: Order, n_parts: int, x, bias, relu, out):
-    work = values.size * x.shape[1]
-    in_place = x.shape[1] * x.itemsize == _TILE_BYTES and address(x) % LINE == 0
-    arrays = values, order.indices, order.indptr, order.rows
+def _gather_blocked(values, in_blocks: Callable[[int, int], Order], x, bias, relu, out):
+    bytes_of_row, work = x.shape[1] * x.itemsize, values.size * x.shape[1]
+    n_parts = _n_parts(work, -(-bytes_of_row // _TILE_BYTES), len(out))
+    order = in_blocks(_BLOCK, n_parts)
+    in_place = bytes_of_row == _TILE_BYTES and address(x) % LINE == 0
+    arrays = _in_order(order, values), order.indices, order.indptr, order.rows
     run(_gather_tiles, work, *arrays, _BLOCK, n_parts, in_place, x, bias, relu, out)
 
 
@@ -175,10 +174,6 @@ def _look_up(lookup: Lookup, x, bias, relu, out) -> bool:
         x = np.concatenate([x, np.zeros((-x.size % TABLE, 1), dtype=x.dtype)])
     work = len(lookup.steps) * LANES
     return run(_sum_groups, work, lookup.steps, lookup.lengths, lookup.starts, lookup.ranks, x, bias, relu, out)
-
-
-def _tile_parts(nnz: int, x: np.ndarray, n_rows: int) -> int:
-    return _n_parts(nnz * x.shape[1], -(-x.shape[1] * x.itemsize // _TILE_BYTES), n_rows)
 
 
 def _n_parts(work: int, n_tiles: int, n_rows: int) -> int:
