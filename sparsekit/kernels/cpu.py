@@ -427,12 +427,11 @@ def _transpose(x, out):
     n_rows, n_columns = x.shape
     width = lanes(x)
     flat_x, flat_out = x.reshape(-1), out.reshape(-1)
-    squares = n_rows // width * width
     for band in numba.prange(-(-n_columns // width)):
         first, last = band * width, min(n_columns, band * width + width)
-        if last - first == width:
-            for r in range(0, squares, width):
-                _transpose_square(flat_out, first * n_rows + r, n_rows, flat_x, r * n_columns + first, n_columns)
+        in_squares = n_rows // width * width if last - first == width else 0
+        for r in range(0, in_squares, width):
+            _transpose_square(flat_out, first * n_rows + r, n_rows, flat_x, r * n_columns + first, n_columns)
         for c in range(first, last):
-            for r in range(squares if last - first == width else 0, n_rows):
+            for r in range(in_squares, n_rows):
                 out[c, r] = x[r, c]
