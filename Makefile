@@ -24,16 +24,16 @@ test: venv ## run the tests
 	$(BIN)/python -m pytest -n 2
 
 thorough: venv ## run the tests with ten times as many random examples
-	$(BIN)/python -m pytest -n 2 --hypothesis-profile thorough
+	$(BIN)/python -m pytest -n 2 --hypothesis-profile thorough --timeout 0
 
 fuzz: venv ## read 10,000 damaged and hostile files with every reader (half an hour)
-	SPARSEKIT_TESTS=thorough $(BIN)/python -m pytest -n 2 tests/test_fuzz.py
+	SPARSEKIT_TESTS=thorough $(BIN)/python -m pytest -n 2 --timeout 0 tests/test_fuzz.py
 
 # Without compilation these would train for hours, or they look at other things than sparsekit/.
 NOT_COVERED := test_faults test_resume test_readme test_accuracy test_monte_carlo test_sweep test_theory \
 	test_variance test_notebooks test_site test_classroom test_nvrtc
 coverage: venv ## which lines of sparsekit/ the tests reach, with the kernels as plain Python (40 minutes)
-	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -n 2 $(NOT_COVERED:%=--ignore=tests/%.py) -k 'not ctrl_c and not full_disk' \
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -n 2 --timeout 0 $(NOT_COVERED:%=--ignore=tests/%.py) -k 'not ctrl_c and not full_disk' \
 		--cov --cov-report=term-missing:skip-covered
 
 lint: venv ## check style and types

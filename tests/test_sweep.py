@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas
 import psutil
@@ -427,18 +428,49 @@ def test_wrong_numbers_of_workers_are_refused(scheduler, message):
         list(scheduler.rows([tiny_task()]))
 
 
-def test_a_lost_connection_keeps_the_rows(tmp_path):
-    from distributed import LocalCluster
+A_CLUSTER = """
+from distributed import LocalCluster
 
+cluster = LocalCluster(
+    n_workers=1, threads_per_worker=1, processes=False, protocol="tcp://", dashboard_address=":0", silence_logs=50
+)
+print(cluster.scheduler_address, flush=True)
+input()
+"""
+
+
+def test_a_lost_connection_keeps_the_rows(monkeypatch):
+    monkeypatch.setattr(schedulers, "_SECONDS_TO_CONNECT", 2)
     tasks = grid(TINY, {"method": ["static"], "seed": list(range(60))})
-    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": 50}
-    with LocalCluster(processes=False, **options) as cluster:
-        rows = DaskScheduler(cluster.scheduler_address).rows(tasks)
-        first = next(rows)
+    with subprocess.Popen(
+        [sys.executable, "-c", A_CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        try:
+            rows = DaskScheduler(process.stdout.readline().strip()).rows(tasks)
+            first = next(rows)
+        finally:
+            process.kill()
         assert first["status"] == "done"
-        cluster.close()
         with pytest.raises(RunError, match="connection to Dask's scheduler was lost; the same command goes on"):
             list(rows)
+
+
+class Forgotten:
+    """A future that ends no more: its client has lost the scheduler that knew it."""
+
+    key = "train_row-1"
+
+    def result(self, timeout):
+        time.sleep(timeout)
+        raise TimeoutError
+
+
+@pytest.mark.parametrize(("status", "known"), [("running", {}), ("closed", {Forgotten.key: "pending"})])
+def test_a_future_that_a_lost_connection_forgot_is_not_waited_for(status, known, monkeypatch):
+    monkeypatch.setattr(schedulers, "_SECONDS_TO_CONNECT", 0.01)
+    client = SimpleNamespace(status=status, futures=known)
+    with pytest.raises(RunError, match="connection to Dask's scheduler was lost"):
+        schedulers._row_of(Forgotten(), tiny_task(), client)
 
 
 # The command line

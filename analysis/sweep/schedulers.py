@@ -7,7 +7,7 @@ says so.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -114,16 +114,14 @@ class DaskScheduler:
 
     def rows(self, tasks: Sequence[Task]) -> Iterator[Row]:
         """Train; Dask itself trains a run again whose worker was lost, and gives it up after several workers."""
-        from distributed import as_completed
-
         with ExitStack() as stack:
             client, threads = self._connected(stack)
             futures = {
                 client.submit(train_row, task, key=f"train_row-{task.key}"): task
                 for task in _with_threads(tasks, threads)
             }
-            for future in as_completed(futures):
-                yield _row_of(future, futures[future])
+            for future in _as_completed(futures, client):
+                yield _row_of(future, futures[future], client)
                 future.release()
 
     def _connected(self, stack: ExitStack) -> "tuple[Client, int]":
@@ -154,18 +152,48 @@ class DaskScheduler:
             raise InputError(f"dask must name a scheduler that answers, not {self.address!r}: {reason}") from None
 
 
-def _row_of(future: "Future", task: Task) -> Row:
+def _as_completed(futures: Iterable["Future"], client: "Client") -> Iterator["Future"]:
+    """The futures as they end. Dask's own iterator would wait for ever for those that a lost connection forgot."""
+    from distributed import CancelledError, wait
+
+    pending = set(futures)
+    while pending:
+        try:
+            ended = wait(pending, timeout=_SECONDS_TO_CONNECT, return_when="FIRST_COMPLETED")
+            done, pending = cast("tuple[set[Future], set[Future]]", ended)
+        except TimeoutError:
+            _require_known(pending, client)
+        except CancelledError:
+            raise _lost_connection() from None
+        else:
+            yield from done
+
+
+def _row_of(future: "Future", task: Task, client: "Client") -> Row:
     """What a future says, or that its workers were lost."""
     from distributed import CancelledError, KilledWorker
 
-    try:
-        return future.result()
-    except KilledWorker:
-        return start_row(task) | failed("its worker was killed, as often as the cluster allows")
-    except CancelledError:
-        raise RunError("the connection to Dask's scheduler was lost; the same command goes on from here") from None
-    except Exception as error:  # the worker could not call train_row at all
-        return start_row(task) | failed(f"{type(error).__name__}: {error}")
+    while True:
+        try:
+            return future.result(timeout=_SECONDS_TO_CONNECT)
+        except TimeoutError:
+            _require_known([future], client)
+        except KilledWorker:
+            return start_row(task) | failed("its worker was killed, as often as the cluster allows")
+        except CancelledError:
+            raise _lost_connection() from None
+        except Exception as error:  # the worker could not call train_row at all
+            return start_row(task) | failed(f"{type(error).__name__}: {error}")
+
+
+def _require_known(futures: Iterable["Future"], client: "Client") -> None:
+    """Fail if the client, having lost its scheduler, no longer knows a future: it would never end."""
+    if client.status != "running" or any(future.key not in client.futures for future in futures):
+        raise _lost_connection()
+
+
+def _lost_connection() -> RunError:
+    return RunError("the connection to Dask's scheduler was lost; the same command goes on from here")
 
 
 def _shared(workers: int | None, threads: int | None) -> tuple[int, int]:
