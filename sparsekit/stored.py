@@ -115,7 +115,7 @@ class StoredMatrix(ABC):
             read = {} if bias is None else {"bias": bias}
             require_output(out, shape, self.dtype, x=operand, values=self.values, **read)
         result = self._matmul(operand, backend, out, bias, relu)
-        return result[:, 0] if np.ndim(x) == 1 else result
+        return result if operand is x or np.ndim(x) == 2 else result[:, 0]
 
     def rmatmul(self, g: np.ndarray, backend: str = "cpu", out: np.ndarray | None = None) -> np.ndarray:
         """W^T g.
@@ -282,12 +282,12 @@ def real_array(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def require_output(out: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, **read: np.ndarray) -> np.ndarray:
     """Return `out` if a product of this shape and dtype, of the named arrays, can be written to it."""
-    usable = isinstance(out, np.ndarray) and out.shape == shape and out.dtype == dtype
-    if not usable or not out.flags.carray:
+    if not (isinstance(out, np.ndarray) and out.shape == shape and out.dtype == dtype and out.flags.carray):
         kind = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
         raise InputError(f"out must be a writeable, aligned, C-contiguous {dtype} array {shape}, not {kind}")
     for name, array in read.items():
-        if np.may_share_memory(out, array):
+        # a read-only array is the private copy of a frozen matrix: no other array shares its memory
+        if array.flags.writeable and np.may_share_memory(out, array):
             raise InputError(f"out must not share memory with {name}")
     return out
 

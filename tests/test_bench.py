@@ -125,10 +125,19 @@ def test_a_layer_is_timed_where_a_run_goes_through_many():
 
 def test_short_runs_are_repeated_within_a_sample(monkeypatch):
     monkeypatch.setattr(measure, "_SAMPLE", 5e-4)
+    monkeypatch.setattr(measure, "WARM_UP", 0)
     machine = Machine({"a": [1e-5]})
     (timing,) = machine.measure(repeats=6)
     assert timing.median == pytest.approx(1e-5)
     assert len(machine.log) == pytest.approx(3 * (1 + 1 + 50 + 2 * 50), abs=9)
+
+
+def test_all_are_warmed_up_equally_long(monkeypatch):
+    monkeypatch.setattr(measure, "WARM_UP", 0.03)
+    machine = Machine({"quick": [0.001], "slow": [0.02]})
+    machine.measure(repeats=3)  # one sample a turn
+    assert machine.log.count("quick") == pytest.approx(3 * (1 + 30 + 1), abs=3)
+    assert machine.log.count("slow") == 3 * (1 + 2 + 1)
 
 
 def test_implementations_take_turns_with_a_pause_before_each(monkeypatch):

@@ -12,6 +12,7 @@ from sparsekit.errors import RunError
 
 TURNS = 3
 PAUSE = 0.08  # seconds, after which the threads of the implementation before have stopped waiting for work
+WARM_UP = 0.03  # seconds of runs that are not timed: so long the processor takes to be itself again after a pause
 
 _SHORT = 2e-4  # seconds; a shorter run is repeated within a sample
 _SAMPLE = 5e-4  # seconds that such a sample takes
@@ -147,7 +148,8 @@ def measure(
 ) -> list[Timing]:
     """Time a layer of every implementation; they take turns, so that a noisy machine is noisy for all of them.
 
-    Before each turn is a pause, and a run or two that are not timed: they wake the threads up and fill the caches.
+    Before each turn is a pause, and then runs that are not timed, equally long for all: they wake the threads up and
+    fill the caches.
 
     Parameters
     ----------
@@ -166,8 +168,12 @@ def measure(
 
 
 def _calls_a_sample(run: Callable[[], Any], clock: Callable[[], float]) -> int:
+    """Warm up; how many calls take long enough to be timed."""
     run()
+    warm = clock() + WARM_UP
     seconds = _time(run, 1, clock)
+    while clock() < warm:
+        seconds = _time(run, 1, clock)
     if seconds >= _SHORT:
         return 1
     calls = math.ceil(_SAMPLE / max(seconds, 1e-7))

@@ -6,7 +6,7 @@ batch:
 
 one sample
     a dot product a row. For weights that never change, and where the processor can permute the bytes of two
-    registers, 64 rows at a time look 128 inputs up in 8 registers.
+    registers, 64 rows at a time look 256 inputs up in 16 registers.
 direct
     row by row, as many samples at a time as fit the registers. Best while the rows of X that a neuron reads stay
     in the second-level cache, or are read by few.
@@ -53,7 +53,7 @@ from sparsekit.kernels.simd import (
 _TILE_BYTES = min(256, 8 * VECTOR_BYTES)  # of the batch, in the blocked product: at most 8 registers
 _BLOCK = (49_152 if VECTOR_BYTES == 64 else 32_768) // _TILE_BYTES  # inputs whose tile the first-level cache holds
 _COPY_READERS = 8  # neurons that read an input; fewer do not pay for copying it
-_CACHED = 2**19  # bytes of X that stay in the second-level cache while a weight gradient reads it
+_CACHED = 2**20  # bytes of X that stay in the second-level cache while its rows are read in any order
 
 _NO_BIAS = {dtype: np.empty(0, dtype=dtype) for dtype in (np.dtype(np.float32), np.dtype(np.float64))}
 
@@ -127,17 +127,29 @@ def _weight_gradient(indices, g, x, out, plan: Plan):
     readers = indices.size / len(x)
     g, x = _whole_vectors(g, readers), _whole_vectors(x, readers)
     n_parts = _n_parts(work, 1, len(g))
-    runs = plan.runs(len(x) if x.nbytes <= _CACHED else _BLOCK, n_parts)
+    whole_rows = x.nbytes <= _CACHED or _run_length(indices.size, len(x), len(g)) < 5
+    runs = plan.runs(len(x) if whole_rows else _BLOCK, n_parts)
     run(_products, work, indices, *runs, n_parts, g, x, out)
     return out
 
 
 def _wants_blocks(nnz: int, x: np.ndarray, n_rows: int, frozen: bool) -> bool:
-    """Whether tiles pay: rows of x so long that they conflict in the cache, read often, and runs of weights."""
+    """Whether tiles pay: rows of x so long that they conflict in the cache, read often, and runs of weights.
+
+    An x that stays in the second-level cache as it is gains from tiles only where runs are long.
+    """
     bytes_of_row = x.shape[1] * x.itemsize
-    length = nnz / (-(-len(x) // _BLOCK) * n_rows)
-    long_enough = (bytes_of_row >= 512 and length >= 8) or (frozen and bytes_of_row >= 256 and length >= 16)
+    length = _run_length(nnz, len(x), n_rows)
+    if bytes_of_row >= 512:
+        long_enough = length >= (24 if x.nbytes <= _CACHED else 8)
+    else:
+        long_enough = frozen and bytes_of_row >= 256 and length >= 16
     return long_enough and nnz >= _COPY_READERS * len(x)
+
+
+def _run_length(nnz: int, n_inputs: int, n_rows: int) -> float:
+    """Stored weights of a row in a block of inputs, on average."""
+    return nnz / (-(-n_inputs // _BLOCK) * n_rows)
 
 
 def _in_order(order: Order, values: np.ndarray) -> np.ndarray:
@@ -173,7 +185,7 @@ def _look_up(lookup: Lookup, x, bias, relu, out) -> bool:
     if x.size % TABLE:
         x = np.concatenate([x, np.zeros((-x.size % TABLE, 1), dtype=x.dtype)])
     work = len(lookup.steps) * LANES
-    return run(_sum_groups, work, lookup.steps, lookup.lengths, lookup.starts, lookup.ranks, x, bias, relu, out)
+    return run(_sum_groups, work, lookup.steps, lookup.bounds, lookup.ranks, x, bias, relu, out)
 
 
 def _n_parts(work: int, n_tiles: int, n_rows: int) -> int:
@@ -235,14 +247,15 @@ def _dot_rows(values, indices, indptr, x, bias, relu, out):
 
 
 @compiled
-def _sum_groups(steps, lengths, starts, ranks, x, bias, relu, out):
+def _sum_groups(steps, bounds, ranks, x, bias, relu, out):
     """As :func:`_dot_rows` with the weights in the order of :class:`sparsekit.kernels.plan.Lookup`.
 
     Does nothing and returns False if x is not finite: an infinite input would meet the zeros that fill groups up,
     and make NaN of neurons that do not read it.
     """
-    n_blocks, n_groups = lengths.shape
-    flat_steps, flat_lengths, x, out = steps.reshape(-1), lengths.reshape(-1), x.reshape(-1), out.reshape(-1)
+    n_blocks, n_rows = ranks.shape
+    n_groups = -(-n_rows // LANES)
+    flat_steps, flat_ranks, x, out = steps.reshape(-1), ranks.reshape(-1), x.reshape(-1), out.reshape(-1)
     total = x.dtype.type(0)
     for k in range(x.size):
         total += x[k] * x[k]
@@ -251,10 +264,8 @@ def _sum_groups(steps, lengths, starts, ranks, x, bias, relu, out):
     sums = aligned_scratch(n_blocks * n_groups * LANES, x)  # of the lanes of all groups
     for j in numba.prange(n_blocks):
         first = j * n_groups
-        _group_sums(flat_steps, flat_lengths, first, n_groups, starts[j], x, j * TABLE, sums, first * LANES)
-    n_rows = out.size
+        _group_sums(flat_steps, bounds, first, n_groups, x, j * TABLE, sums, first * LANES)
     n_parts = -(-n_rows // 256)
-    flat_ranks = ranks.reshape(-1)
     for part in numba.prange(n_parts):
         low, high = part * 256, min(n_rows, part * 256 + 256)
         _ranked_sums(out, low, high, flat_ranks, n_rows, sums, n_groups * LANES, n_blocks)

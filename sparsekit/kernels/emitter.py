@@ -81,12 +81,15 @@ class Emitter:
         lanes = ir.Constant(ir.VectorType(INT32, self.lanes), [0] * self.lanes)
         return self.builder.shuffle_vector(vector, ir.Constant(self.vector, ir.Undefined), lanes)
 
-    def prefetch(self, pointer: _Value) -> None:
-        """Ask for a cache line that is read soon; beyond an array it does nothing."""
+    def prefetch(self, pointer: _Value, once: bool = False) -> None:
+        """Ask for a cache line that is read soon; beyond an array it does nothing.
+
+        once : whether it is read only once, and should push little else out of the caches
+        """
         pointer = self.builder.bitcast(pointer, ir.IntType(8).as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, INT32, INT32, INT32])
         function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
-        self.builder.call(function, [pointer, INT32(0), INT32(3), INT32(1)])
+        self.builder.call(function, [pointer, INT32(0), INT32(0 if once else 3), INT32(1)])
 
     def loop(self, start: _Value, end: _Value, step: int = 1) -> Any:
         return cgutils.for_range_slice(self.builder, start, end, INT64(step), intp=INT64)

@@ -103,7 +103,7 @@ def no_ranked_sums(out, low, high, ranks, n_ranks, sums, n_sums, n_blocks):
 
 
 @numba.njit
-def no_group_sums(steps, lengths, first, n_groups, start, x, x0, sums, sums0):
+def no_group_sums(steps, bounds, first, n_groups, x, x0, sums, sums0):
     """Never called: :data:`CAN_LOOK_UP` is False."""
 
 

@@ -14,10 +14,10 @@ import numpy as np
 from sparsekit.kernels.memory import aligned_empty
 from sparsekit.kernels.transpose import TransposedIndex, index_dtype, read_only, transposed_index
 
-TABLE = 128  # inputs that 8 registers hold
+TABLE = 256  # inputs that 16 registers hold
 LANES = 64  # neurons that look up an input each
 STEP = LANES // 4 + LANES  # floats of a step of a look-up: a byte and a weight for each lane
-_LOOKUP_RUN = 2  # stored weights of a neuron in one block of 128 inputs: fewer are faster without a lookup
+_LOOKUP_RUN = 1  # stored weights of a neuron in one block of 256 inputs: fewer are faster without a lookup
 
 
 class Runs(NamedTuple):
@@ -172,7 +172,7 @@ class Plan:
 class Lookup:
     """Weights in the order of the product with one sample that looks its inputs up in registers.
 
-    Block by block of 128 inputs, the neurons are sorted by how many weights they have there and taken 64 at a
+    Block by block of 256 inputs, the neurons are sorted by how many weights they have there and taken 64 at a
     time, a neuron a lane: the first weight of each, the second of each, and so on, filled up with zeros. Neurons
     of a like number stand together, so few zeros are needed. A weight takes 5 bytes.
 
@@ -181,8 +181,7 @@ class Lookup:
     steps : float32 (n_steps, 80). The first 64 bytes are the inputs of 64 lanes, counted from the first of their
         block: that of lane 16 v + 4 q + d stands at 16 q + 4 v + d, the order in which instructions put numbers
         together from bytes. Behind them are the 64 weights
-    lengths : uint8 (n_blocks, n_groups), steps of each group
-    starts : int64 (n_blocks,), first step of each block
+    bounds : int64 (n_blocks * n_groups + 1,), group g owns the steps bounds[g] to bounds[g + 1]
     ranks : uint16 or int32 (n_blocks, n_rows), place of each neuron among the lanes of each block
     """
 
@@ -192,16 +191,15 @@ class Lookup:
         filled = np.zeros((n_blocks, n_groups * LANES), dtype=np.int64)
         filled[:, :n_rows] = counts
         lengths = filled.reshape(n_blocks, n_groups, LANES).max(axis=2)
-        group_starts = np.concatenate([[0], np.cumsum(lengths)])
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
         runs = np.repeat(np.arange(counts.size), counts.ravel())
         group, lane = np.divmod(runs % n_rows, LANES)
-        step = group_starts[runs // n_rows * n_groups + group] + np.arange(runs.size) - order.indptr[runs]
-        self.steps = aligned_empty((int(group_starts[-1]), STEP), np.float32)
+        step = bounds[runs // n_rows * n_groups + group] + np.arange(runs.size) - order.indptr[runs]
+        self.steps = aligned_empty((int(bounds[-1]), STEP), np.float32)
         self.steps[:] = 0
         self.steps[step, LANES // 4 + lane] = values[order.positions]
         self.steps.view(np.uint8)[step, lane // 4 % 4 * 16 + lane // 16 * 4 + lane % 4] = order.indices
-        self.lengths = read_only(lengths.astype(np.uint8))
-        self.starts = read_only(group_starts[: n_blocks * n_groups : n_groups].copy())
+        self.bounds = read_only(bounds)
         ranks = np.empty(counts.shape, dtype=index_dtype(n_rows))
         places = np.arange(n_rows, dtype=ranks.dtype)[None]
         np.put_along_axis(ranks, order.rows.reshape(counts.shape), places, axis=1)

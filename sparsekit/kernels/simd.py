@@ -278,12 +278,12 @@ def sparse_dot() -> Callable[..., Any]:
 def group_sums() -> Callable[..., None]:
     """Make the loop of one sample with the weights in the order of :class:`sparsekit.kernels.plan.Lookup`.
 
-    ``f(steps, lengths, first, n_groups, start, x, x0, sums, sums0)`` goes through a block of 128 inputs,
-    x[x0 : x0 + 128]; its weights begin at step `start`, its groups are those from `first`. Lane l of group g sums
-    into sums[sums0 + 64 * g + l].
+    ``f(steps, bounds, first, n_groups, x, x0, sums, sums0)`` goes through a block of 256 inputs, x[x0 : x0 + 256],
+    and its groups, which are those from `first`: group g through the steps bounds[g] to bounds[g + 1]. Lane l of
+    the block's k-th group sums into sums[sums0 + 64 * k + l].
 
-    The inputs are held in 8 registers, two for each of the four bytes of a number. An instruction of AVX-512
-    picks 64 of the 128 bytes of two registers, so four of them pick 64 inputs, without a load for each; eight
+    The inputs are held in 16 registers, four for each of the four bytes of a number. An instruction of AVX-512
+    picks 64 of the 128 bytes of two registers, so eight of them pick 64 inputs, without a load for each; eight
     more put the bytes of each number together. They do so in fours, which is why `Lookup` keeps the inputs of 64
     lanes in another order than their weights.
     """
@@ -291,14 +291,15 @@ def group_sums() -> Callable[..., None]:
         return plain_loops.no_group_sums
 
     @intrinsic
-    def group_sums(_, steps, lengths, first, n_groups, start, x, x0, sums, sums0):
+    def group_sums(_, steps, bounds, first, n_groups, x, x0, sums, sums0):
         n = types.intp
-        return types.void(steps, lengths, n, n, n, x, n, sums, n), generate
+        return types.void(steps, bounds, n, n, x, n, sums, n), generate
 
     def generate(context, builder, signature, arguments):
         emit = Emitter(context, builder, signature)
-        steps, lengths, x, sums = (emit.data(arguments, k) for k in (0, 1, 5, 7))
-        x, sums = builder.gep(x, [arguments[6]]), builder.gep(sums, [arguments[8]])
+        steps, bounds, x, sums = (emit.data(arguments, k) for k in (0, 1, 4, 6))
+        bounds = builder.gep(bounds, [arguments[2]])
+        x, sums = builder.gep(x, [arguments[5]]), builder.gep(sums, [arguments[7]])
         bytes64, ints64 = ir.VectorType(ir.IntType(8), 64), ir.VectorType(INT32, 64)
         pick_kind = ir.FunctionType(bytes64, [bytes64] * 3)
         pick = cgutils.get_or_insert_function(builder.module, pick_kind, "llvm.x86.avx512.vpermi2var.qi.512")
@@ -317,7 +318,11 @@ def group_sums() -> Callable[..., None]:
 
         def look_up(step):
             index = vector_at(step, INT64(0), bytes64)
-            picked = [builder.call(pick, [low, index, high]) for low, high in table]
+            upper_half = builder.icmp_signed("<", index, ir.Constant(bytes64, [0] * 64))
+            picked = [
+                builder.select(upper_half, builder.call(pick, [c, index, d]), builder.call(pick, [a, index, b]))
+                for a, b, c, d in table
+            ]
             shorts = ir.VectorType(ir.IntType(16), 32)
             for high in (False, True):
                 pairs = [interleave(picked[k], picked[k + 1], high) for k in (0, 2)]
@@ -325,25 +330,21 @@ def group_sums() -> Callable[..., None]:
                 for upper in (False, True):
                     yield builder.bitcast(interleave(*pairs, upper), emit.vector)
 
-        halves = [vector_at(x, INT64(first), ints64) for first in (0, 64)]
-        table = [[byte_of_each(half, k) for half in halves] for k in range(4)]
-        position = cgutils.alloca_once_value(builder, arguments[4])
+        quarters = [vector_at(x, INT64(64 * quarter), ints64) for quarter in range(4)]
+        table = [[byte_of_each(quarter, k) for quarter in quarters] for k in range(4)]
         chains = [cgutils.alloca_once(builder, emit.vector) for _ in range(4)]
         with emit.loop(INT64(0), arguments[3]) as (group, _):
             for chain in chains:
                 builder.store(emit.zero, chain)
-            length = builder.zext(builder.load(builder.gep(lengths, [builder.add(arguments[2], group)])), INT64)
-            begin = builder.load(position)
-            end = builder.add(begin, length)
+            begin, end = (builder.load(builder.gep(bounds, [builder.add(group, INT64(k))])) for k in (0, 1))
             with emit.loop(begin, end) as (number, _):
                 step = builder.gep(steps, [builder.mul(number, INT64(STEP))])
                 for line in range(STEP // 16):
-                    emit.prefetch(builder.gep(step, [INT64(_AHEAD + 16 * line)]))
+                    emit.prefetch(builder.gep(step, [INT64(_AHEAD + 16 * line)]), once=True)
                 for t, (chain, looked_up) in enumerate(zip(chains, look_up(step), strict=True)):
                     emit.add_product(chain, emit.load(step, 1 + t), looked_up)
             for t, chain in enumerate(chains):
                 emit.store(builder.load(chain), builder.gep(sums, [builder.mul(group, INT64(64))]), t)
-            builder.store(end, position)
 
     return group_sums
 
