@@ -148,8 +148,8 @@ def measure(
 ) -> list[Timing]:
     """Time a layer of every implementation; they take turns, so that a noisy machine is noisy for all of them.
 
-    Before each turn is a pause, and then runs that are not timed, equally long for all: they wake the threads up and
-    fill the caches.
+    Before each turn is a pause, and then runs that are not timed, equally long for all: they wake the threads up
+    and fill the caches.
 
     Parameters
     ----------
