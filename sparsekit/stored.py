@@ -286,8 +286,7 @@ def require_output(out: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, **r
         kind = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
         raise InputError(f"out must be a writeable, aligned, C-contiguous {dtype} array {shape}, not {kind}")
     for name, array in read.items():
-        # a read-only array is the private copy of a frozen matrix: no other array shares its memory
-        if array.flags.writeable and np.may_share_memory(out, array):
+        if np.may_share_memory(out, array):
             raise InputError(f"out must not share memory with {name}")
     return out
 

@@ -212,3 +212,9 @@ def test_from_dense_takes_lists():
     mask = np.array([[True, False], [False, True]])
     for storage in (CondensedMatrix, CSRMatrix):
         np.testing.assert_array_equal(storage.from_dense([[1.0, 0.0], [0.0, 2.0]], mask).values.ravel(), [1, 2])
+
+
+def test_a_result_never_overwrites_frozen_weights():
+    matrix = CondensedMatrix.from_mask(np.ones((4, 4), dtype=bool)).frozen()
+    with pytest.raises(InputError, match="out must not share memory with values"):
+        matrix.matmul(np.ones((4, 4), dtype=np.float32), out=matrix.values.base)
