@@ -291,14 +291,13 @@ explore(one_weight, step=range(5))
 
 # %%
 THREADS, SAMPLES = 1, unless_fast(21, 3)
-pause = unless_fast(time.sleep, lambda seconds: None)  # before each turn, so that threads of the last one rest
 
 
 def race(ways, layers=1, samples=SAMPLES):
     """A Timing (q1, median, q3 in seconds) for each function; they take turns."""
     entries = [Implementation(name, "ours", run) for name, run in ways.items()]
     with thread_limit(THREADS):
-        return dict(zip(ways, measure(Problem(entries, [], 0, 0, layers), samples, sleep=pause), strict=True))
+        return dict(zip(ways, measure(Problem(entries, [], 0, 0, layers), samples, THREADS), strict=True))
 
 
 # %% [markdown]
@@ -509,10 +508,13 @@ say_calls("axpy, four weights a pass", lambda: axpy_by_four(W.values, W.indices,
 
 # %% tags=["hide-input"]
 block = 5
-order = small.plan.rows_in_blocks(block)
+order = small.plan.rows_in_blocks(block)  # runs of weights, each stored side by side
+used = np.concatenate(
+    [start + np.arange(n) for start, n in zip(order.places, np.diff(order.indptr), strict=True)]
+)
 by_rows, by_blocks = np.zeros(mask.shape), np.zeros(mask.shape)
 by_rows.flat[small.flat_positions()] = np.arange(small.nnz) + 1
-by_blocks.flat[small.flat_positions()[order.positions]] = np.arange(small.nnz) + 1
+by_blocks.flat[small.flat_positions()[used]] = np.arange(small.nnz) + 1
 
 figure, axes = plt.subplots(1, 2, figsize=(6.6, 2.1))
 matrix(axes[0], by_rows, "row by row", mask=mask, decimals=0)

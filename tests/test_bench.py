@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,13 @@ TORCH = torch_competitors.load()
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    """Small shapes, few repeats, no pauses, and no data set but a made-up one."""
+    """Small shapes, few turns and repeats, no pauses, and no data set but a made-up one."""
     for module, sizes in TINY.items():
         for name in ("FULL", "QUICK"):
             monkeypatch.setattr(module, name, sizes)
     monkeypatch.setattr(run, "REPEATS", 3)
     monkeypatch.setattr(run, "QUICK_REPEATS", 3)
+    monkeypatch.setattr(measure, "TURNS", 3)
     monkeypatch.setattr(measure, "PAUSE", 0.0)
     monkeypatch.setattr(measure, "_SAMPLE", 1e-5)
 
@@ -96,13 +98,13 @@ class Machine:
 
         return Implementation(name, "ours", work)
 
-    def sleep(self, seconds):
+    def wait(self, seconds):
         self.pauses.append(seconds)
         self.now += seconds
 
-    def measure(self, repeats, layers=1):
+    def measure(self, repeats, layers=1, threads=1):
         problem = Problem([self.implementation(name) for name in self.durations], [], 1, 1, layers)
-        return measure.measure(problem, repeats, clock=lambda: self.now, sleep=self.sleep)
+        return measure.measure(problem, repeats, threads, clock=lambda: self.now, wait=self.wait)
 
 
 def test_medians_and_quartiles_of_known_samples():
@@ -140,13 +142,21 @@ def test_all_are_warmed_up_equally_long(monkeypatch):
     assert machine.log.count("slow") == 3 * (1 + 2 + 1)
 
 
-def test_implementations_take_turns_with_a_pause_before_each(monkeypatch):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_implementations_take_turns_with_a_pause_before_each_on_threads(monkeypatch, threads):
     monkeypatch.setattr(measure, "PAUSE", 0.08)
     machine = Machine({"a": [0.001], "b": [0.002]})
-    times = machine.measure(repeats=3)
+    times = machine.measure(repeats=3, threads=threads)
     assert [name for name, _ in itertools.groupby(machine.log)] == ["a", "b"] * 3
-    assert machine.pauses == [0.08] * 6
+    assert machine.pauses == ([] if threads == 1 else [0.08] * 6)
     assert [timing.median for timing in times] == pytest.approx([0.001, 0.002])
+
+
+def test_a_pause_lasts_as_long_as_asked_and_computes():
+    started, busy = time.perf_counter(), time.process_time()
+    measure.busy_wait(0.05)
+    assert time.perf_counter() - started >= 0.05
+    assert time.process_time() - busy >= 0.005  # asleep it would be nothing; other programs may take their share
 
 
 # Checking

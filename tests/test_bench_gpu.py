@@ -70,9 +70,9 @@ def test_what_a_graph_cannot_hold_is_launched_instead(cupy):
     assert gpu.captured(allocating) is None
     problem = Problem([Implementation("a", "ours", allocating), Implementation("b", "ours", plain)], [], 1, 1)
     calls.clear()
-    timings = gpu.measure(problem, 4)
-    assert [timing.samples for timing in timings] == [6, 6]  # three turns of two
-    assert len(calls) > gpu.PRODUCTS * 6
+    timings = gpu.measure(problem, gpu.TURNS + 1)
+    assert [timing.samples for timing in timings] == [2 * gpu.TURNS] * 2
+    assert len(calls) > gpu.PRODUCTS * 2 * gpu.TURNS
     with pytest.raises(CUDARuntimeError):  # and the stream is not left capturing
         cupy.cuda.Stream(non_blocking=True).end_capture()
 

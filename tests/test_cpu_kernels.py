@@ -525,7 +525,7 @@ def test_a_copy_of_frozen_weights_that_is_interrupted_is_made_again(monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cpu, "_take", cpu._take._replace(serial=interrupted, parallel=interrupted))
+        patch.setattr(cpu, "_take_runs", cpu._take_runs._replace(serial=interrupted, parallel=interrupted))
         with pytest.raises(KeyboardInterrupt):
             frozen.matmul(x)
     np.testing.assert_array_equal(frozen.matmul(x), matrix.to_dense() @ x)

@@ -10,9 +10,9 @@ import numpy as np
 
 from sparsekit.errors import RunError
 
-TURNS = 3
+TURNS = 5  # many, since a neighbour on the same core may be there for seconds
 PAUSE = 0.08  # seconds, after which the threads of the implementation before have stopped waiting for work
-WARM_UP = 0.03  # seconds of runs that are not timed: so long the processor takes to be itself again after a pause
+WARM_UP = 0.03  # seconds of runs that are not timed: they wake threads up and fill the caches
 
 _SHORT = 2e-4  # seconds; a shorter run is repeated within a sample
 _SAMPLE = 5e-4  # seconds that such a sample takes
@@ -139,28 +139,42 @@ def in_turn(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
     return calls[0] if len(calls) == 1 else lambda: [call() for call in calls]
 
 
+def busy_wait(seconds: float) -> None:
+    """Let time pass without giving the processor away.
+
+    On a shared machine a processor that slept may wake up on a core where somebody else works, and be slow for as
+    long as a turn takes. A program that computes all the time is soon alone on its core.
+    """
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        pass
+
+
 def measure(
     problem: Problem,
     repeats: int,
+    threads: int = 1,
     *,
     clock: Callable[[], float] = time.perf_counter,
-    sleep: Callable[[float], None] = time.sleep,
+    wait: Callable[[float], None] = busy_wait,
 ) -> list[Timing]:
     """Time a layer of every implementation; they take turns, so that a noisy machine is noisy for all of them.
 
-    Before each turn is a pause, and then runs that are not timed, equally long for all: they wake the threads up
-    and fill the caches.
+    Before each turn are runs that are not timed, equally long for all: they wake the threads up and fill the
+    caches. Before them, if there are several threads, is a pause, in which the processor is kept busy.
 
     Parameters
     ----------
     problem : what to time
     repeats : samples of each implementation, at least; a multiple of the turns is taken
-    clock, sleep : in seconds
+    threads : of the implementations
+    clock, wait : in seconds
     """
     samples: list[list[float]] = [[] for _ in problem.implementations]
     for _ in range(TURNS):
         for implementation, seconds in zip(problem.implementations, samples, strict=True):
-            sleep(PAUSE)
+            if threads > 1:
+                wait(PAUSE)
             calls = _calls_a_sample(implementation.run, clock)
             for _ in range(math.ceil(repeats / TURNS)):
                 seconds.append(_time(implementation.run, calls, clock) / problem.layers)

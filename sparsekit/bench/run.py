@@ -132,7 +132,7 @@ def _measured(name: str, counts: Sequence[int], seed: int, *, quick: bool, progr
             for count in counts:
                 with thread_limit(count), torch_competitors.inference(count):
                     check(problem, f"{case}, {count} thread{'s' * (count > 1)}")
-                    timings = gpu.measure(problem, repeats) if on_gpu else measure(problem, repeats)
+                    timings = gpu.measure(problem, repeats) if on_gpu else measure(problem, repeats, count)
                 rows += case_rows(case, count, problem, timings)
                 bar.update()
     return rows

@@ -31,7 +31,7 @@ import numba
 import numpy as np
 
 from sparsekit.kernels.compiled import compiled, run
-from sparsekit.kernels.cpu import aligned_scratch
+from sparsekit.kernels.cpu import aligned_scratch, start_rows
 from sparsekit.kernels.memory import LINE, address
 from sparsekit.kernels.plan import Runs
 from sparsekit.kernels.processor import VECTOR_BYTES, lanes
@@ -243,9 +243,7 @@ def _sum_strips(
     column_step] instead of y, at least `bound`, and if `past` past the caches.
     """
     width = lanes(copied)
-    y[:] = 0
-    for r in range(bias.size):
-        y[r * strip : (r + 1) * strip] = bias[r]
+    start_rows(y, bias, 0, strip)
     n_blocks, runs = outputs.size // n_rows, (starts, ends, outputs)
     at_once = -(-n_pixels // (n_blocks * -(-strip // (8 * width))))
     c, pixel = 0, 0

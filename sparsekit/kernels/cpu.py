@@ -29,7 +29,6 @@ Arguments as in :mod:`sparsekit.kernels.reference`.
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import numba
 import numpy as np
@@ -41,6 +40,8 @@ from sparsekit.kernels.processor import CAN_LOOK_UP, VECTOR_BYTES, lanes
 from sparsekit.kernels.rectify import rectify
 from sparsekit.kernels.simd import (
     copy_rows,
+    copy_runs,
+    final_runs,
     group_sums,
     ranked_sums,
     run_products,
@@ -153,7 +154,14 @@ def _run_length(nnz: int, n_inputs: int, n_rows: int) -> float:
 
 
 def _in_order(order: Order, values: np.ndarray) -> np.ndarray:
-    return order.take(values, partial(run, _take, values.size))
+    return order.take(values, _copy_in_order)
+
+
+def _copy_in_order(values: np.ndarray, order: Order, out: np.ndarray) -> None:
+    if order.in_runs:
+        run(_take_runs, out.size, values, order.places, order.indptr, out)
+    else:
+        run(_take, out.size, values, order.places, out)
 
 
 def _gather(values, indices, indptr, x, bias, relu, out):
@@ -221,8 +229,8 @@ _ranked_sums = ranked_sums()
 _sum_1, _sum_2, _sum_4, _sum_8 = (weighted_rows(vectors, 8 // vectors) for vectors in (1, 2, 4, 8))
 _sum_half, _sum_quarter, _sum_eighth = (weighted_rows(1, 8, part) for part in (2, 4, 8))
 _TILE_VECTORS = _TILE_BYTES // VECTOR_BYTES
-_add_runs = weighted_runs(_TILE_VECTORS, 8 // _TILE_VECTORS)
-_copy_rows = copy_rows(_TILE_VECTORS)
+_add_runs, _finish_runs = (make(_TILE_VECTORS, 8 // _TILE_VECTORS) for make in (weighted_runs, final_runs))
+_copy_rows, _copy_runs = copy_rows(_TILE_VECTORS), copy_runs()
 _transpose_square = transpose_square()
 _products_1, _products_2, _products_4, _products_8 = (run_products(vectors) for vectors in (1, 2, 4, 8))
 _products_half, _products_quarter, _products_eighth = (run_products(1, part) for part in (2, 4, 8))
@@ -326,6 +334,15 @@ def aligned_scratch(n, like):
 
 
 @numba.njit
+def start_rows(y, bias, first_row, width):
+    """y = bias or 0, for rows from `first_row` on."""
+    y[:] = 0
+    if bias.size:
+        for r in range(y.size // width):
+            y[r * width : (r + 1) * width] = bias[first_row + r]
+
+
+@numba.njit
 def _copy_tile(x, first_row, n_rows, column, width, tile):
     """tile = x[first_row : first_row + n_rows, column : column + width], zero beyond the last column."""
     have = x.shape[1] - column
@@ -345,17 +362,20 @@ def _gather_tiles(values, indices, indptr, rows, block, n_parts, in_place, x, bi
     """
     n_inputs, batch = x.shape
     n_rows = out.shape[0]
-    flat_x, runs = x.reshape(-1), (indptr[:-1], indptr[1:], rows)
-    width, line, lines = _TILE_VECTORS * lanes(x), LINE // x.itemsize, _TILE_BYTES // LINE
-    n_tiles, n_blocks = -(-batch // width), -(-n_inputs // block)
+    flat_x, flat_out, runs = x.reshape(-1), out.reshape(-1), (indptr[:-1], indptr[1:], rows)
+    bound = x.dtype.type(0 if relu else -np.inf)
+    n_tiles, n_blocks = -(-batch // (_TILE_VECTORS * lanes(x))), -(-n_inputs // block)
     for task in numba.prange(n_tiles * n_parts):
+        # Set in this loop, these are constants for LLVM: fewer instructions a run.
+        width, line, lines = _TILE_VECTORS * lanes(x), LINE // x.itemsize, _TILE_BYTES // LINE
         column, part = task // n_parts * width, task % n_parts
         low, high = part * n_rows // n_parts, (part + 1) * n_rows // n_parts
+        have = min(width, batch - column)
         if in_place:
-            tile, y = flat_x, out.reshape(-1)[low * width : high * width]
+            tile, y = flat_x, flat_out[low * width : high * width]
         else:
             tile, y = aligned_scratch(block * width, x), aligned_scratch((high - low) * width, x)
-        y[:] = 0
+        start_rows(y, bias, low, width)
         for j in range(n_blocks):
             first = j * block * width
             if not in_place:
@@ -365,15 +385,17 @@ def _gather_tiles(values, indices, indptr, rows, block, n_parts, in_place, x, bi
             n_ahead = min(block, n_inputs - next_row) if next_column < batch else 0
             ahead = flat_x, next_row * batch + next_column, batch, n_ahead, line, lines
             these = j * n_rows + low, j * n_rows + high
-            _add_runs(y, -low * width, width, values, indices, runs, *these, tile, first, width, ahead)
-        have = min(width, batch - column)
-        for r in range(low, high):
-            here = (r - low) * width
-            _finish_row(y, here, here + width, bias, r, relu)
-            if not in_place:
-                sums, target = y[here : here + have], out[r, column : column + have]
-                for t in range(have):
-                    target[t] = sums[t]
+            sums = y, -low * width, width, values, indices, runs, *these, tile, first, width, ahead
+            if j + 1 == n_blocks and have == width:
+                _finish_runs(*sums, (bound, flat_out, column, batch, lanes(x), False))
+            else:
+                _add_runs(*sums)
+        if have < width:
+            for r in range(low, high):
+                here = (r - low) * width
+                if relu:
+                    rectify(y, here, here + have)
+                out[r, column:] = y[here : here + have]
 
 
 @compiled
@@ -423,6 +445,14 @@ def _scaled_inputs(indices, indptr, g, x, out):
     for r in numba.prange(g.shape[0]):
         for s in range(indptr[r], indptr[r + 1]):
             out[s] = g[r] * x[indices[s]]
+
+
+@compiled
+def _take_runs(values, starts, indptr, out):
+    """out = the runs of values that begin at `starts`, one after the other."""
+    n_parts = -(-starts.size // 256)
+    for part in numba.prange(n_parts):
+        _copy_runs(out, indptr, values, starts, part * 256, min(starts.size, part * 256 + 256))
 
 
 @compiled

@@ -94,6 +94,15 @@ class Emitter:
     def loop(self, start: _Value, end: _Value, step: int = 1) -> Any:
         return cgutils.for_range_slice(self.builder, start, end, INT64(step), intp=INT64)
 
+    def in_groups(self, start: _Value, end: _Value, sizes: tuple[int, ...]) -> Iterator[tuple[_Value, int]]:
+        """A loop for each size, powers of two down to 1: first slot and size of the groups from start to end."""
+        for size in sizes:
+            rest = self.builder.and_(self.builder.sub(end, start), INT64(size - 1))
+            whole = self.builder.sub(end, rest)
+            with self.loop(start, whole, size) as (slot, _):
+                yield slot, size
+            start = whole
+
     def weighted_sum(
         self,
         tile: list[_Value],
@@ -111,16 +120,12 @@ class Emitter:
         sums = [cgutils.alloca_once(self.builder, self.vector) for _ in range(vectors * chains)]
         for k, place in enumerate(sums):
             self.builder.store(tile[k] if k < vectors else self.zero, place)
-        for group in (8, 4, 1):
-            rest = self.builder.and_(self.builder.sub(end, start), INT64(group - 1))
-            whole = self.builder.sub(end, rest)
-            with self.loop(start, whole, group) as (slot, _):
-                weights = self.group(values, slot, group)
-                for k, row in enumerate(self.rows(x, indices, slot, group, stride, together=vectors > 1)):
-                    weight, chain = self.splat(weights, k, picks), k % chains
-                    for t in range(vectors):
-                        self.add_product(sums[chain * vectors + t], weight, self.load(row, t))
-            start = whole
+        for slot, group in self.in_groups(start, end, (8, 4, 1)):
+            weights = self.group(values, slot, group)
+            for k, row in enumerate(self.rows(x, indices, slot, group, stride, together=vectors > 1)):
+                weight, chain = self.splat(weights, k, picks), k % chains
+                for t in range(vectors):
+                    self.add_product(sums[chain * vectors + t], weight, self.load(row, t))
         return [self.total(sums[t::vectors]) for t in range(vectors)]
 
     def row(self, x: _Value, indices: _Value, slot: _Value, stride: _Value) -> _Value:
@@ -169,6 +174,12 @@ class Emitter:
 
     def store(self, value: _Value, pointer: _Value, t: int) -> None:
         self.builder.store(value, self._vector_pointer(pointer, t), align=self.size)
+
+    def copy(self, source: _Value, target: _Value, size: int) -> None:
+        """target[:size] = source[:size]."""
+        kind = ir.VectorType(self.element, size).as_pointer()
+        values = self.builder.load(self.builder.bitcast(source, kind), align=self.size)
+        self.builder.store(values, self.builder.bitcast(target, kind), align=self.size)
 
     def store_past_caches(self, value: _Value, pointer: _Value) -> None:
         """Store a vector at the start of a cache line."""

@@ -90,6 +90,14 @@ def copy_rows(vectors: int) -> Callable[..., None]:
 
 
 @numba.njit
+def copy_runs(target, indptr, source, starts, low, high):
+    """Gather runs."""
+    for q in range(low, high):
+        for s in range(indptr[q], indptr[q + 1]):
+            target[s] = source[starts[q] + s - indptr[q]]
+
+
+@numba.njit
 def transpose_square(target, t0, t_stride, source, s0, s_stride):
     """Transpose a square."""
     for i in range(lanes(source)):

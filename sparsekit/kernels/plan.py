@@ -63,8 +63,10 @@ class Order:
     ----------
     indptr : int64 (n_runs + 1,), run q owns the slots indptr[q] to indptr[q + 1]
     rows : uint16 or int32 (n_runs,), the row of each run; None where run q is row q
-    indices : uint16 or int32 (nnz,), input of each slot, counted from the first input of its block
-    positions : int32 or int64 (nnz,), place of each slot's weight in the flat stored values
+    indices : uint8, uint16 or int32 (nnz,), input of each slot, counted from the first input of its block
+    places : where the weights lie in the flat stored values. Either int64 (n_runs,), that of the first weight of
+        each run, which the others of the run follow, or int32 or int64 (nnz,), that of each weight
+    in_runs : whether it is the former
     """
 
     def __init__(
@@ -72,21 +74,23 @@ class Order:
         indptr: np.ndarray,
         rows: np.ndarray | None,
         indices: np.ndarray,
-        positions: np.ndarray,
+        places: np.ndarray,
+        in_runs: bool,
         keep: bool = False,
     ) -> None:
-        self.indptr, self.rows, self.indices, self.positions = indptr, rows, indices, positions
+        self.indptr, self.rows, self.indices = indptr, rows, indices
+        self.places, self.in_runs = places, in_runs
         self._keep = keep
         self._buffer: np.ndarray | None = None
 
-    def take(self, values: np.ndarray, copy: Callable[[np.ndarray, np.ndarray, np.ndarray], None]) -> np.ndarray:
-        """The values in this order: copied by ``copy(values, positions, out)``, unless kept from the last time."""
+    def take(self, values: np.ndarray, copy: Callable[[np.ndarray, "Order", np.ndarray], None]) -> np.ndarray:
+        """The values in this order: copied by ``copy(values, order, out)``, unless kept from the last time."""
         buffer = self._buffer
         if buffer is not None and self._keep:
             return buffer
         if buffer is None:
-            buffer = aligned_empty((self.positions.size,), values.dtype)
-        copy(values, self.positions, buffer)
+            buffer = aligned_empty((self.indices.size,), values.dtype)
+        copy(values, self, buffer)
         self._buffer = buffer  # not before it is filled: the copy may be interrupted
         return buffer
 
@@ -129,8 +133,7 @@ class Plan:
         """The weights for W x, block by block of inputs."""
         key = "rows", block, parts
         if key not in self._orders:
-            slots = np.arange(self.indices.size)
-            self._orders[key] = _in_runs(self._new_runs(block, parts), self.indices, slots, block, self.frozen)
+            self._orders[key] = _in_runs(self._new_runs(block, parts), self.indices, None, block, self.frozen)
         return self._orders[key]
 
     def columns_in_blocks(self, block: int, parts: int = 1) -> Order:
@@ -146,7 +149,7 @@ class Plan:
     def by_column(self) -> Order:
         """The weights for W^T g, column by column."""
         index = self.transposed
-        return Order(index.indptr, None, index.rows, index.positions, self.frozen)
+        return Order(index.indptr, None, index.rows, index.positions, False, self.frozen)
 
     def lookup(self, values: np.ndarray) -> "Lookup | None":
         """The weights for one sample; None where they may change, are not float32, or are too few in a block."""
@@ -154,8 +157,7 @@ class Plan:
             n_out, n_in = self.shape
             n_runs = n_out * -(-n_in // TABLE)
             if values.dtype == np.float32 and values.size >= _LOOKUP_RUN * n_runs:
-                slots = np.arange(self.indices.size)
-                order = _in_runs(self._new_runs(TABLE), self.indices, slots, TABLE)
+                order = _in_runs(self._new_runs(TABLE), self.indices, None, TABLE)
                 self._lookup = Lookup(order, values.reshape(-1), n_out)
         return self._lookup
 
@@ -197,7 +199,8 @@ class Lookup:
         step = bounds[runs // n_rows * n_groups + group] + np.arange(runs.size) - order.indptr[runs]
         self.steps = aligned_empty((int(bounds[-1]), STEP), np.float32)
         self.steps[:] = 0
-        self.steps[step, LANES // 4 + lane] = values[order.positions]
+        positions = np.repeat(order.places - order.indptr[:-1], counts.ravel()) + np.arange(runs.size)
+        self.steps[step, LANES // 4 + lane] = values[positions]
         self.steps.view(np.uint8)[step, lane // 4 % 4 * 16 + lane // 16 * 4 + lane % 4] = order.indices
         self.bounds = read_only(bounds)
         ranks = np.empty(counts.shape, dtype=index_dtype(n_rows))
@@ -225,14 +228,19 @@ def _runs(indptr: np.ndarray, indices: np.ndarray, n_inputs: int, block: int, pa
     return Runs.by_length((edges + indptr[:-1, None]).T, parts)
 
 
-def _in_runs(runs: Runs, indices: np.ndarray, positions: np.ndarray, block: int, keep: bool = False) -> Order:
+def _in_runs(
+    runs: Runs, indices: np.ndarray, positions: np.ndarray | None, block: int, keep: bool = False
+) -> Order:
+    """The order of the runs; positions are where the weights of the slots lie, None where slot s is weight s."""
     lengths = runs.ends - runs.starts
     indptr = np.concatenate([[0], np.cumsum(lengths)])
+    narrow = np.uint8 if block <= 256 else indices.dtype  # 8 indices a load
     source = np.repeat(runs.starts - indptr[:-1], lengths) + np.arange(indices.size)
     return Order(
         indptr=read_only(indptr),
         rows=runs.rows,
-        indices=read_only((indices[source] % block).astype(indices.dtype)),
-        positions=read_only(positions[source].astype(np.int32 if source.size < 2**31 else np.int64)),
+        indices=read_only((indices[source] % block).astype(narrow)),
+        places=runs.starts if positions is None else read_only(positions[source]),
+        in_runs=positions is None,
         keep=keep,
     )

@@ -168,12 +168,9 @@ def run_products(vectors: int, part: int = 1) -> Callable[..., None]:
         with emit.each_run(emit.unpacked(arguments, 2), arguments[3], arguments[4]) as (_, start, end, row):
             row_of_g = builder.gep(g, [builder.mul(row, arguments[7])])
             held = [emit.load(row_of_g, t) for t in range(vectors)]
-            for group in (emit.at_once, 1):
-                whole = builder.sub(end, builder.and_(builder.sub(end, start), INT64(group - 1)))
-                with emit.loop(start, whole, group) as (slot, _):
-                    reads = emit.rows(x, indices, slot, group, arguments[10], together=True)
-                    emit.add_sums([emit.product(held, read) for read in reads], builder.gep(out, [slot]))
-                start = whole
+            for slot, group in emit.in_groups(start, end, (emit.at_once, 1)):
+                reads = emit.rows(x, indices, slot, group, arguments[10], together=True)
+                emit.add_sums([emit.product(held, read) for read in reads], builder.gep(out, [slot]))
 
     return run_products
 
@@ -206,6 +203,33 @@ def copy_rows(vectors: int) -> Callable[..., None]:
                 emit.store(emit.load(read, t), write, t)
 
     return copy_rows
+
+
+def copy_runs() -> Callable[..., None]:
+    """Make the loop that puts runs one behind the other.
+
+    ``f(target, indptr, source, starts, low, high)`` computes, for the runs q from low to high,
+
+        target[indptr[q] : indptr[q + 1]] = source[starts[q] :][: indptr[q + 1] - indptr[q]]
+    """
+    if not SIMD:
+        return plain_loops.copy_runs
+
+    @intrinsic
+    def copy_runs(_, target, indptr, source, starts, low, high):
+        n = types.intp
+        return types.void(target, indptr, source, starts, n, n), generate
+
+    def generate(context, builder, signature, arguments):
+        emit = Emitter(context, builder, signature)
+        target, indptr, source, starts = (emit.data(arguments, k) for k in range(4))
+        with emit.loop(arguments[4], arguments[5]) as (q, _):
+            first, end = (builder.load(builder.gep(indptr, [builder.add(q, INT64(k))])) for k in (0, 1))
+            read = builder.gep(source, [builder.sub(builder.load(builder.gep(starts, [q])), first)])
+            for slot, group in emit.in_groups(first, end, (8, 4, 1)):
+                emit.copy(builder.gep(read, [slot]), builder.gep(target, [slot]), group)
+
+    return copy_runs
 
 
 def transpose_square() -> Callable[..., None]:
