@@ -509,9 +509,7 @@ say_calls("axpy, four weights a pass", lambda: axpy_by_four(W.values, W.indices,
 # %% tags=["hide-input"]
 block = 5
 order = small.plan.rows_in_blocks(block)  # runs of weights, each stored side by side
-used = np.concatenate(
-    [start + np.arange(n) for start, n in zip(order.places, np.diff(order.indptr), strict=True)]
-)
+used = np.concatenate([start + np.arange(n) for start, n in zip(order.places, np.diff(order.indptr), strict=True)])
 by_rows, by_blocks = np.zeros(mask.shape), np.zeros(mask.shape)
 by_rows.flat[small.flat_positions()] = np.arange(small.nnz) + 1
 by_blocks.flat[small.flat_positions()[used]] = np.arange(small.nnz) + 1

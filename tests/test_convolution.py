@@ -18,7 +18,6 @@ from sparsekit.dense import DenseMatrix
 from sparsekit.errors import InputError
 from sparsekit.kernels import conv as conv_kernels
 from sparsekit.kernels.memory import aligned_empty
-from sparsekit.kernels.processor import VECTOR_BYTES
 from sparsekit.kernels.threads import thread_limit
 from sparsekit.masks import random_bernoulli, random_constant_fan_in
 
@@ -233,7 +232,7 @@ def test_larger_images_within_the_rounding_bound(geometry, storage):
 @pytest.mark.parametrize("stride", [(1, 1), (2, 1)])
 @pytest.mark.parametrize("batch", [16, 48, 20])
 def test_large_results_are_written_past_the_caches(batch, stride, storage, monkeypatch):
-    """Which is done where results are large, lines are whole and vectors as long as they are."""
+    """Which is done where results are large and lines are whole."""
     monkeypatch.setattr(conv_kernels, "_UNCACHED", 0)
     rng = np.random.default_rng(0)
     mask = mask_of(storage, (5, 27), 8, rng).reshape(5, 3, 3, 3)
@@ -244,7 +243,7 @@ def test_large_results_are_written_past_the_caches(batch, stride, storage, monke
     for threads in (1, None):
         with thread_limit(threads):
             out = aligned_empty(y.shape, np.float32)
-            assert conv_kernels._goes_past(out) == (batch % 16 == 0 and VECTOR_BYTES == 64)
+            assert conv_kernels._goes_past(out) == (batch % 16 == 0)
             np.testing.assert_array_equal(conv.forward(case.x, out=out), y)
             biased = np.maximum(y + bias[:, None, None, None], 0)
             np.testing.assert_array_equal(conv.forward(case.x, bias=bias, relu=True), biased)

@@ -4,10 +4,10 @@ A filter weight at (c, i, j) adds w times the image of channel c, shifted by (i,
 (channels, height, width, batch) arrays a row of that image is one contiguous strip, so a stored weight is again
 one `y[:] += w * x[:]`, and its index is the distance of the shifted strip.
 
-The batch is cut into groups of one vector. For every group the rows of the input are copied, padded by zeros, to
-a place of the thread's own just before they are needed, as (row, channel, phase, column, sample): a horizontal
-stride of s splits the columns into s phases, so that strips stay contiguous for any stride. The rows that an
-output row reads then lie in the second-level cache, and a block of their channels under one register tile in the
+The batch is cut into groups of one cache line; of one vector where it is not whole lines. For every group the
+rows of the input are copied, padded by zeros, to a place of the thread's own just before they are needed, as (row,
+channel, phase, column, sample): a horizontal stride of s splits the columns into s phases, so that strips stay
+contiguous for any stride. The rows that an output row reads then lie in the second-level cache, and a block of their channels under one register tile in the
 first. While they are summed, the row that is copied next is asked for, and a large result is written past the
 caches: a store through them reads the line first, and finds no place to keep it.
 
@@ -34,13 +34,13 @@ from sparsekit.kernels.compiled import compiled, run
 from sparsekit.kernels.cpu import aligned_scratch, start_rows
 from sparsekit.kernels.memory import LINE, address
 from sparsekit.kernels.plan import Runs
-from sparsekit.kernels.processor import VECTOR_BYTES, lanes
+from sparsekit.kernels.processor import CACHE_BYTES, VECTOR_BYTES, lanes
 from sparsekit.kernels.rectify import rectify, rectify_scaled
 from sparsekit.kernels.simd import copy_rows, fence, final_runs, run_products, weighted_runs
 from sparsekit.kernels.transpose import read_only
 
 _NEAR = 48_000  # bytes that stay in the first-level cache, about
-_CACHED = 640_000  # bytes that stay in a second-level cache of 1 MB beside the sums
+_CACHED = CACHE_BYTES // 8 * 5  # bytes that stay in the second-level cache beside the sums
 _UNCACHED = 2**23  # bytes of a result from which on it is written past the caches: these read each line first
 _PARTIAL_SUMS = 16  # weight gradients that are summed apart, at most
 _TASKS = 8  # wanted, so that several threads have work
@@ -113,12 +113,13 @@ def correlate(values, taps: Taps, window: Window, x, out, *, before: Affine | No
     before : what happens to x first, (n_channels,) each; None for nothing
     bias, relu : (n_rows,), added to the sums, or None; and whether negative ones become zero then
     """
-    vector = VECTOR_BYTES // x.itemsize
     batch = x.shape[3]
-    samples = vector if batch > vector // 2 else max(1, batch)  # of a small batch several pixels share a vector
+    samples = _samples(x)
+    if batch <= VECTOR_BYTES // x.itemsize // 2:
+        samples = max(1, batch)  # several pixels share a vector
     columns, rows = _bands(window, x, samples)
     phase_width = columns + (window.kernel[1] - 1) // window.stride[1]
-    strips = taps.strips(len(x), window.stride[1], phase_width, _channel_block(window, x))
+    strips = taps.strips(len(x), window.stride[1], phase_width, _channel_block(window, x, samples))
     work = values.size * window.size[0] * window.size[1] * batch
     tiling = samples, columns, rows, phase_width
     run(
@@ -133,14 +134,14 @@ def weight_gradient(taps: Taps, window: Window, g, x, out, *, before: Affine | N
     g : (n_rows, *window.size, batch)
     before : what happens to x first, as in :func:`correlate`
     """
-    samples = VECTOR_BYTES // x.itemsize
+    samples = _samples(x)
     columns, rows = _bands(window, x, samples)
     phase_width = columns + (window.kernel[1] - 1) // window.stride[1]
-    strips = taps.strips(len(x), window.stride[1], phase_width, _channel_block(window, x))
+    strips = taps.strips(len(x), window.stride[1], phase_width, _channel_block(window, x, samples))
     n_tasks = -(-x.shape[3] // samples) * -(-window.size[1] // columns) * -(-window.size[0] // rows)
     sums = np.zeros((min(n_tasks, _PARTIAL_SUMS), out.size), dtype=out.dtype)
     work = out.size * window.size[0] * window.size[1] * x.shape[3]
-    tiling = columns, rows, phase_width
+    tiling = samples, columns, rows, phase_width
     run(_products, work, *strips, *window[:4], *tiling, *_affine(before, x), g, x, sums)
     np.sum(sums, axis=0, out=out)
 
@@ -153,11 +154,17 @@ def _affine(before: Affine | None, x: np.ndarray) -> Affine:
 def _goes_past(out: np.ndarray) -> bool:
     """Whether the result is written past the caches: none could keep it beside the input, and lines are whole."""
     line = out.shape[3] * out.itemsize % LINE == 0 and address(out) % LINE == 0
-    return line and VECTOR_BYTES == LINE and out.nbytes >= _UNCACHED
+    return line and out.nbytes >= _UNCACHED
 
 
 def _nothing(x: np.ndarray) -> np.ndarray:
     return np.empty(0, dtype=x.dtype)
+
+
+def _samples(x: np.ndarray) -> int:
+    """Samples that are computed together: a cache line of them, which is fetched once then; else a vector."""
+    line = LINE // x.itemsize
+    return line if x.shape[3] % line == 0 else VECTOR_BYTES // x.itemsize
 
 
 def _bands(window: Window, x: np.ndarray, samples: int) -> tuple[int, int]:
@@ -171,9 +178,9 @@ def _bands(window: Window, x: np.ndarray, samples: int) -> tuple[int, int]:
     return -(-window.size[1] // n_column_bands), -(-window.size[0] // n_row_bands)
 
 
-def _channel_block(window: Window, x: np.ndarray) -> int:
+def _channel_block(window: Window, x: np.ndarray, samples: int) -> int:
     """Input channels whose part of the copied rows under a register tile stays in the first-level cache."""
-    seen = window.kernel[0] * (8 + window.kernel[1] - 1) * VECTOR_BYTES
+    seen = window.kernel[0] * (8 * VECTOR_BYTES + (window.kernel[1] - 1) * samples * x.itemsize)
     return min(len(x), max(1, _NEAR // seen))
 
 
@@ -210,8 +217,9 @@ def _copy_row(x, row, first_column, phases, phase_width, first, samples, place, 
 @numba.njit(inline="always")
 def _copy_pixels(target, t0, t_stride, source, s0, s_stride, n_pixels, samples, have):
     """Copy the `have` samples of each pixel that there are, and zeros for the others where the target has room."""
-    if have == lanes(source):
-        _copy_vectors(target, t0, t_stride, source, s0, s_stride, n_pixels)
+    if have % lanes(source) == 0:
+        for k in range(0, have, lanes(source)):
+            _copy_vectors(target, t0 + k, t_stride, source, s0 + k, s_stride, n_pixels)
     elif have == t_stride and have == s_stride:
         target[t0 : t0 + n_pixels * have] = source[s0 : s0 + n_pixels * have]
     else:
@@ -255,7 +263,7 @@ def _sum_strips(
             ahead = source, next_row + pixel * pixel_step, channel_step, n_rows, pixel_step, n
             pixel += n
             if direct and j == n_blocks - 1:
-                to = bound, out, target + c // width * column_step, row_step, column_step, past
+                to = bound, out, target + c // samples * column_step, row_step, column_step, samples // width, past
                 if vectors == 8:
                     _last_8(y, c, strip, *sums, ahead, to)
                 elif vectors == 4:
@@ -309,7 +317,7 @@ def _correlate(
         copied[n_copied * row_size :] = 0  # the last strips, filled up to whole vectors, end here
         y = aligned_scratch(n_rows * strip, x)
         have = min(samples, batch - sample)
-        direct = have == lanes(x)
+        direct = have == samples and samples % lanes(x) == 0
         done = 0
         for a in range(top, bottom):
             base = (a - top) * stride[0]
@@ -342,11 +350,11 @@ def _correlate(
 
 @compiled
 def _products(
-    offsets, starts, ends, outputs, kernel, first, stride, size, columns, rows, phase_width, scale, shift, g, x,
-    sums,
+    offsets, starts, ends, outputs, kernel, first, stride, size, samples, columns, rows, phase_width, scale, shift,
+    g, x, sums,
 ):  # fmt: skip
     n_channels, batch = x.shape[0], x.shape[3]
-    n_rows, samples = g.shape[0], np.intp(lanes(x))
+    n_rows = g.shape[0]
     zero, one = np.intp(0), np.intp(1)  # for literals Numba would compile the function once more
     nothing = scale[:0]
     row_size = n_channels * stride[1] * phase_width * samples

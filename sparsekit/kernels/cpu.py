@@ -36,7 +36,7 @@ import numpy as np
 from sparsekit.kernels.compiled import compiled, is_parallel, run
 from sparsekit.kernels.memory import LINE, address, aligned_empty
 from sparsekit.kernels.plan import LANES, TABLE, Lookup, Order, Plan
-from sparsekit.kernels.processor import CAN_LOOK_UP, VECTOR_BYTES, lanes
+from sparsekit.kernels.processor import CACHE_BYTES, CAN_LOOK_UP, VECTOR_BYTES, lanes
 from sparsekit.kernels.rectify import rectify
 from sparsekit.kernels.simd import (
     copy_rows,
@@ -52,9 +52,8 @@ from sparsekit.kernels.simd import (
 )
 
 _TILE_BYTES = min(256, 8 * VECTOR_BYTES)  # of the batch, in the blocked product: at most 8 registers
-_BLOCK = (49_152 if VECTOR_BYTES == 64 else 32_768) // _TILE_BYTES  # inputs whose tile the first-level cache holds
+_BLOCK = 49_152 // _TILE_BYTES  # inputs whose tile the first-level cache holds, at least the most of it
 _COPY_READERS = 8  # neurons that read an input; fewer do not pay for copying it
-_CACHED = 2**20  # bytes of X that stay in the second-level cache while its rows are read in any order
 
 _NO_BIAS = {dtype: np.empty(0, dtype=dtype) for dtype in (np.dtype(np.float32), np.dtype(np.float64))}
 
@@ -128,7 +127,7 @@ def _weight_gradient(indices, g, x, out, plan: Plan):
     readers = indices.size / len(x)
     g, x = _whole_vectors(g, readers), _whole_vectors(x, readers)
     n_parts = _n_parts(work, 1, len(g))
-    whole_rows = x.nbytes <= _CACHED or _run_length(indices.size, len(x), len(g)) < 5
+    whole_rows = x.nbytes < CACHE_BYTES or _run_length(indices.size, len(x), len(g)) < 5
     runs = plan.runs(len(x) if whole_rows else _BLOCK, n_parts)
     run(_products, work, indices, *runs, n_parts, g, x, out)
     return out
@@ -142,7 +141,7 @@ def _wants_blocks(nnz: int, x: np.ndarray, n_rows: int, frozen: bool) -> bool:
     bytes_of_row = x.shape[1] * x.itemsize
     length = _run_length(nnz, len(x), n_rows)
     if bytes_of_row >= 512:
-        long_enough = length >= (24 if x.nbytes <= _CACHED else 8)
+        long_enough = length >= (24 if x.nbytes < CACHE_BYTES else 8)
     else:
         long_enough = frozen and bytes_of_row >= 256 and length >= 16
     return long_enough and nnz >= _COPY_READERS * len(x)
@@ -387,7 +386,7 @@ def _gather_tiles(values, indices, indptr, rows, block, n_parts, in_place, x, bi
             these = j * n_rows + low, j * n_rows + high
             sums = y, -low * width, width, values, indices, runs, *these, tile, first, width, ahead
             if j + 1 == n_blocks and have == width:
-                _finish_runs(*sums, (bound, flat_out, column, batch, lanes(x), False))
+                _finish_runs(*sums, (bound, flat_out, column, batch, width, _TILE_VECTORS, False))
             else:
                 _add_runs(*sums)
         if have < width:

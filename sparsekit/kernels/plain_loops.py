@@ -45,10 +45,11 @@ def final_runs(vectors: int) -> Callable[..., None]:
     @numba.njit
     def final_runs(y, y0, y_stride, values, indices, runs, low, high, x, x0, stride, ahead, to):
         add(y, y0, y_stride, values, indices, runs, low, high, x, x0, stride, ahead)
-        bound, z, z0, z_stride, z_step, _ = to
+        bound, z, z0, z_stride, z_step, together, _ = to
         for row in runs[2][low:high]:
             for t in range(vectors):
-                here, there = y0 + int(row) * y_stride + t * lanes(x), z0 + int(row) * z_stride + t * z_step
+                here, there = y0 + int(row) * y_stride + t * lanes(x), z0 + int(row) * z_stride
+                there += t // together * z_step + t % together * lanes(x)
                 for lane in range(lanes(x)):
                     total = y[here + lane]
                     z[there + lane] = bound if total < bound else total

@@ -5,6 +5,7 @@ Attributes
 SIMD : whether loops are written in vectors; if not, plain loops take their place
 VECTOR_BYTES : width of a vector register; 64 too where there are no vectors
 CAN_LOOK_UP : whether an instruction picks bytes of two registers by the bytes of a third (AVX-512 VBMI)
+CACHE_BYTES : size of the second-level cache that processors with such vectors have, about
 """
 
 import platform
@@ -33,6 +34,9 @@ def _vector_bytes() -> int:
 
 SIMD = _vector_bytes() > 0
 VECTOR_BYTES = _vector_bytes() or 64
+CACHE_BYTES = (
+    VECTOR_BYTES << 14
+)  # AVX-512: 1 MB and more. AVX2: 512 KB; asking the system needs a way for each one
 CAN_LOOK_UP = VECTOR_BYTES == 64 and SIMD and bool(_features().get("avx512vbmi"))
 
 

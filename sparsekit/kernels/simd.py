@@ -25,6 +25,7 @@ from sparsekit.kernels.plan import STEP
 from sparsekit.kernels.processor import CAN_LOOK_UP, SIMD
 
 _AHEAD = 32 * STEP  # floats, 10 KB: so early a step is asked for
+_AHEAD_OF_DOT = 1024  # weights: so early they are
 
 
 def weighted_rows(vectors: int, chains: int, part: int = 1) -> Callable[..., None]:
@@ -96,9 +97,10 @@ def weighted_runs(vectors: int, chains: int) -> Callable[..., None]:
 def final_runs(vectors: int, chains: int) -> Callable[..., None]:
     """Make the loop of :func:`weighted_runs` for the last block of inputs, which writes the sums elsewhere.
 
-    ``f(*arguments of weighted_runs, to)``, with to = (bound, z, z0, z_stride, z_step, past), writes vector t of
-    the sums of row r, but at least `bound`, to z[z0 + r * z_stride + t * z_step :]. If `past`, they go to memory
-    past the caches, in whole cache lines; before another thread reads them :func:`fence` must be called.
+    ``f(*arguments of weighted_runs, to)``, with to = (bound, z, z0, z_stride, z_step, together, past), writes the
+    sums of row r, but at least `bound`, to z[z0 + r * z_stride :]: so many vectors `together`, side by side, the
+    next ones z_step further, and so on. If `past`, they go to memory past the caches, in whole cache lines; before
+    another thread reads them :func:`fence` must be called.
     """
     if not SIMD:
         return plain_loops.final_runs(vectors)
@@ -111,11 +113,15 @@ def final_runs(vectors: int, chains: int) -> Callable[..., None]:
     def generate(context, builder, signature, arguments):
         emit = Emitter(context, builder, signature)
         y = builder.gep(emit.data(arguments, 0), [arguments[1]])
-        bound, z, z0, z_stride, z_step, past = emit.unpacked(arguments, 12)
+        bound, z, z0, z_stride, z_step, together, past = emit.unpacked(arguments, 12)
         z, bound = builder.gep(z, [z0]), emit.everywhere(bound)
+        offsets = []
+        for t in range(vectors):
+            group, k = builder.udiv(INT64(t), together), builder.urem(INT64(t), together)
+            offsets.append(builder.add(builder.mul(group, z_step), builder.mul(k, INT64(emit.lanes))))
         with emit.sums_of_runs(arguments, y, vectors, chains) as (row, sums):
             target = builder.gep(z, [builder.mul(row, z_stride)])
-            places = [builder.gep(target, [builder.mul(INT64(t), z_step)]) for t in range(vectors)]
+            places = [builder.gep(target, [offset]) for offset in offsets]
             sums = [builder.select(builder.fcmp_ordered("<", total, bound), bound, total) for total in sums]
             with builder.if_else(past) as (past_caches, through_them):
                 with past_caches:
@@ -272,7 +278,7 @@ def transpose_square() -> Callable[..., None]:
 def sparse_dot() -> Callable[..., Any]:
     """Make the loop of one sample: ``f(values, indices, start, end, x)`` sums values[s] * x[indices[s]].
 
-    A vector of x is gathered, which is faster than scalar products: the weights are loaded a vector at a time.
+    Vectors of x are gathered, which is faster than scalar products: the weights are loaded a vector at a time.
     """
     if not SIMD:
         return plain_loops.sparse_dot
@@ -284,17 +290,23 @@ def sparse_dot() -> Callable[..., Any]:
     def generate(context, builder, signature, arguments):
         emit = Emitter(context, builder, signature)
         values, indices, x = (emit.data(arguments, k) for k in (0, 1, 4))
-        start, end = arguments[2], arguments[3]
-        total = cgutils.alloca_once_value(builder, emit.zero)
-        whole = builder.sub(end, builder.srem(builder.sub(end, start), INT64(emit.lanes)))
-        with emit.loop(start, whole, emit.lanes) as (slot, _):
-            gathered = emit.gather(emit.rows(x, indices, slot, emit.lanes, INT64(1), together=True))
-            emit.add_product(total, emit.load(builder.gep(values, [slot]), 0), gathered)
-        result = cgutils.alloca_once_value(builder, emit.across(builder.load(total)))
-        with emit.loop(whole, end) as (slot, _):
-            element = builder.load(emit.row(x, indices, slot, INT64(1)))
-            emit.add_product(result, builder.load(builder.gep(values, [slot])), element)
-        return builder.load(result)
+        sizes = sorted({max(16, emit.lanes), emit.lanes, 1}, reverse=True)
+        sums = [cgutils.alloca_once_value(builder, emit.zero) for _ in range(sizes[0] // emit.lanes)]
+        one_by_one = cgutils.alloca_once_value(builder, ir.Constant(emit.element, 0.0))
+        for slot, group in emit.in_groups(arguments[2], arguments[3], tuple(sizes)):
+            rows = list(emit.rows(x, indices, slot, group, INT64(1), together=True))
+            weights = builder.gep(values, [slot])
+            if group == 1:
+                emit.add_product(one_by_one, builder.load(weights), builder.load(rows[0]))
+                continue
+            emit.prefetch(builder.gep(indices, [builder.add(slot, INT64(_AHEAD_OF_DOT))]), once=True)
+            for line in range(0, group, 64 // emit.size):
+                later = builder.add(slot, INT64(_AHEAD_OF_DOT + line))
+                emit.prefetch(builder.gep(values, [later]), once=True)
+            for t in range(group // emit.lanes):
+                gathered = emit.gather(rows[t * emit.lanes : (t + 1) * emit.lanes])
+                emit.add_product(sums[t], emit.load(weights, t), gathered)
+        return emit.add(emit.across(emit.total(sums)), builder.load(one_by_one))
 
     return sparse_dot
 
