@@ -7,9 +7,10 @@ one `y[:] += w * x[:]`, and its index is the distance of the shifted strip.
 The batch is cut into groups of one cache line; of one vector where it is not whole lines. For every group the
 rows of the input are copied, padded by zeros, to a place of the thread's own just before they are needed, as (row,
 channel, phase, column, sample): a horizontal stride of s splits the columns into s phases, so that strips stay
-contiguous for any stride. The rows that an output row reads then lie in the second-level cache, and a block of their channels under one register tile in the
-first. While they are summed, the row that is copied next is asked for, and a large result is written past the
-caches: a store through them reads the line first, and finds no place to keep it.
+contiguous for any stride. The rows that an output row reads then lie in the second-level cache, and a block of
+their channels under one register tile in the first. While they are summed, the row that is copied next is asked
+for, and a large result is written past the caches: a store through them reads the line first, and finds no place
+to keep it.
 
 The input gradient is the same sum, with the weights of each input channel, over the padded gradient of the
 output. With a stride each class of input pixels, by row and column modulo the stride, reads its own subset of
