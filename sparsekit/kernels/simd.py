@@ -98,9 +98,9 @@ def final_runs(vectors: int, chains: int) -> Callable[..., None]:
     """Make the loop of :func:`weighted_runs` for the last block of inputs, which writes the sums elsewhere.
 
     ``f(*arguments of weighted_runs, to)``, with to = (bound, z, z0, z_stride, z_step, together, past), writes the
-    sums of row r, but at least `bound`, to z[z0 + r * z_stride :]: so many vectors `together`, side by side, the
-    next ones z_step further, and so on. If `past`, they go to memory past the caches, in whole cache lines; before
-    another thread reads them :func:`fence` must be called.
+    sums of row r, but at least `bound`, to z[z0 + r * z_stride :]: as many vectors side by side as `together`, a
+    power of two, says, the next ones z_step further, and so on. If `past`, they go to memory past the caches, in
+    whole cache lines; before another thread reads them :func:`fence` must be called.
     """
     if not SIMD:
         return plain_loops.final_runs(vectors)
@@ -115,9 +115,10 @@ def final_runs(vectors: int, chains: int) -> Callable[..., None]:
         y = builder.gep(emit.data(arguments, 0), [arguments[1]])
         bound, z, z0, z_stride, z_step, together, past = emit.unpacked(arguments, 12)
         z, bound = builder.gep(z, [z0]), emit.everywhere(bound)
+        shift, rest = builder.cttz(together, ir.IntType(1)(1)), builder.sub(together, INT64(1))
         offsets = []
         for t in range(vectors):
-            group, k = builder.udiv(INT64(t), together), builder.urem(INT64(t), together)
+            group, k = builder.lshr(INT64(t), shift), builder.and_(INT64(t), rest)
             offsets.append(builder.add(builder.mul(group, z_step), builder.mul(k, INT64(emit.lanes))))
         with emit.sums_of_runs(arguments, y, vectors, chains) as (row, sums):
             target = builder.gep(z, [builder.mul(row, z_stride)])
