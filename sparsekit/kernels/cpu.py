@@ -52,7 +52,7 @@ from sparsekit.kernels.simd import (
 )
 
 _TILE_BYTES = min(256, 8 * VECTOR_BYTES)  # of the batch, in the blocked product: at most 8 registers
-_BLOCK = 49_152 // _TILE_BYTES  # inputs whose tile the first-level cache holds, at least the most of it
+_BLOCK = 49_152 // _TILE_BYTES  # inputs whose tile the first-level cache holds, or most of it
 _COPY_READERS = 8  # neurons that read an input; fewer do not pay for copying it
 
 _NO_BIAS = {dtype: np.empty(0, dtype=dtype) for dtype in (np.dtype(np.float32), np.dtype(np.float64))}

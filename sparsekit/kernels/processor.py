@@ -34,9 +34,7 @@ def _vector_bytes() -> int:
 
 SIMD = _vector_bytes() > 0
 VECTOR_BYTES = _vector_bytes() or 64
-CACHE_BYTES = (
-    VECTOR_BYTES << 14
-)  # AVX-512: 1 MB and more. AVX2: 512 KB; asking the system needs a way for each one
+CACHE_BYTES = VECTOR_BYTES << 14  # 1 MB with AVX-512, 512 KB with AVX2; every system is asked in another way
 CAN_LOOK_UP = VECTOR_BYTES == 64 and SIMD and bool(_features().get("avx512vbmi"))
 
 
