@@ -13,9 +13,11 @@ from pathlib import Path
 
 import naive
 import numpy as np
+import pytest
 from kernel_helpers import VARIANTS, assert_within_rounding, mask_of, misaligned
 from layer_helpers import assert_close, normalization
 from layer_helpers import results as results_of
+from numba.core.codegen import get_host_cpu_features
 from numba.core.dispatcher import Dispatcher
 from test_convolution import Case, assert_results_within_rounding
 
@@ -25,6 +27,7 @@ from sparsekit.convolution import Convolution
 from sparsekit.csr import CSRMatrix
 from sparsekit.nn import BatchNorm2d, Conv2d, MaxPool2d, ReLU, Sequential
 
+HAS = {name[1:] for name in get_host_cpu_features().split(",") if name.startswith("+")}
 STORAGES = [CondensedMatrix, CSRMatrix]
 STRIDE, PADDING = (2, 1), (1, 2)
 
@@ -187,6 +190,25 @@ np.empty = full_of_nan
 t.save_results(sys.argv[1])"""
     in_a_fresh_process(code, tmp_path / "results.npz", NUMBA_DISABLE_JIT="1")
     check_results(tmp_path / "results.npz")
+
+
+@pytest.mark.skipif("avx2" not in HAS or "fma" not in HAS, reason="this processor has no AVX2")
+def test_one_sample_with_avx2(tmp_path):
+    """Which looks inputs up in another way than AVX-512 does."""
+    code = """
+import sys, numpy as np, test_processors as t
+from sparsekit.kernels.processor import LOOKUP_INPUTS
+assert LOOKUP_INPUTS == 32
+results = {name: m.frozen().matmul(x) for name, m, *_, x, _, _ in t.layers() if x.shape[1] == 1}
+np.savez(sys.argv[1], **results)"""
+    avx2 = {"NUMBA_DISABLE_JIT": "0", "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma"}
+    in_a_fresh_process(code, tmp_path / "results.npz", **avx2)
+    with np.load(tmp_path / "results.npz") as results:
+        for name, _, weight, mask, x, *_ in layers():
+            if x.shape[1] == 1:
+                W, X = weight.astype(float), x.astype(float)
+                n_terms = mask.sum(axis=1)[:, None]
+                assert_within_rounding(results[name], W @ X, np.abs(W) @ np.abs(X), n_terms)
 
 
 def use(matrix, x, g, bias):

@@ -32,11 +32,11 @@ import numba
 import numpy as np
 
 from sparsekit.kernels.compiled import compiled, run
-from sparsekit.kernels.cpu import aligned_scratch, start_rows
 from sparsekit.kernels.memory import LINE, address
 from sparsekit.kernels.plan import Runs
 from sparsekit.kernels.processor import CACHE_BYTES, VECTOR_BYTES, lanes
 from sparsekit.kernels.rectify import rectify, rectify_scaled
+from sparsekit.kernels.scratch import aligned_scratch, start_rows
 from sparsekit.kernels.simd import copy_rows, fence, final_runs, run_products, weighted_runs
 from sparsekit.kernels.transpose import read_only
 

@@ -5,8 +5,8 @@ a gather instruction, the same loop for W X and, over the transposed index, for 
 batch:
 
 one sample
-    a dot product a row. For weights that never change, and where the processor can permute the bytes of two
-    registers, 64 rows at a time look 256 inputs up in 16 registers.
+    a dot product a row. For weights that never change, and where the processor can permute bytes, many rows at a
+    time look their inputs up in registers (:mod:`sparsekit.kernels.lookup`).
 direct
     row by row, as many samples at a time as fit the registers. Best while the rows of X that a neuron reads stay
     in the second-level cache, or are read by few.
@@ -27,23 +27,22 @@ same kernels. `prange` neither raises nor checks bounds: the indices were valida
 Arguments as in :mod:`sparsekit.kernels.reference`.
 """
 
-import math
 from collections.abc import Callable
 
 import numba
 import numpy as np
 
 from sparsekit.kernels.compiled import compiled, is_parallel, run
+from sparsekit.kernels.lookup import look_up
 from sparsekit.kernels.memory import LINE, address, aligned_empty
-from sparsekit.kernels.plan import LANES, TABLE, Lookup, Order, Plan
-from sparsekit.kernels.processor import CACHE_BYTES, CAN_LOOK_UP, VECTOR_BYTES, lanes
-from sparsekit.kernels.rectify import rectify
+from sparsekit.kernels.plan import Order, Plan
+from sparsekit.kernels.processor import CACHE_BYTES, VECTOR_BYTES, lanes
+from sparsekit.kernels.rectify import finish_row, rectify
+from sparsekit.kernels.scratch import aligned_scratch, start_rows
 from sparsekit.kernels.simd import (
     copy_rows,
     copy_runs,
     final_runs,
-    group_sums,
-    ranked_sums,
     run_products,
     sparse_dot,
     transpose_square,
@@ -97,10 +96,8 @@ def transpose(x: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 def _forward(values, indices, x, out, plan: Plan, bias, relu):
     bias = _NO_BIAS[out.dtype] if bias is None else bias
-    if x.shape[1] == 1 and CAN_LOOK_UP:
-        lookup = plan.lookup(values)
-        if lookup is not None and _look_up(lookup, x, bias, relu, out):
-            return out
+    if x.shape[1] == 1 and look_up(plan, values, x, bias, relu, out):
+        return out
     values, indices = values.reshape(-1), indices.reshape(-1)
     if _wants_blocks(values.size, x, len(out), plan.frozen):
         _gather_blocked(values, plan.rows_in_blocks, x, bias, relu, out)
@@ -187,14 +184,6 @@ def _gather_blocked(values, in_blocks: Callable[[int, int], Order], x, bias, rel
     run(_gather_tiles, work, *arrays, _BLOCK, n_parts, in_place, x, bias, relu, out)
 
 
-def _look_up(lookup: Lookup, x, bias, relu, out) -> bool:
-    """Whether out = W x could be computed, because x is finite."""
-    if x.size % TABLE:
-        x = np.concatenate([x, np.zeros((-x.size % TABLE, 1), dtype=x.dtype)])
-    work = len(lookup.steps) * LANES
-    return run(_sum_groups, work, lookup.steps, lookup.bounds, lookup.ranks, x, bias, relu, out)
-
-
 def _n_parts(work: int, n_tiles: int, n_rows: int) -> int:
     """Into how many parts to cut the rows of every tile, so that all threads have work; sums do not depend on it.
 
@@ -223,8 +212,6 @@ def _whole_vectors(x: np.ndarray, readers: float) -> np.ndarray:
 
 
 _dot = sparse_dot()
-_group_sums = group_sums()
-_ranked_sums = ranked_sums()
 _sum_1, _sum_2, _sum_4, _sum_8 = (weighted_rows(vectors, 8 // vectors) for vectors in (1, 2, 4, 8))
 _sum_half, _sum_quarter, _sum_eighth = (weighted_rows(1, 8, part) for part in (2, 4, 8))
 _TILE_VECTORS = _TILE_BYTES // VECTOR_BYTES
@@ -235,50 +222,12 @@ _products_1, _products_2, _products_4, _products_8 = (run_products(vectors) for 
 _products_half, _products_quarter, _products_eighth = (run_products(1, part) for part in (2, 4, 8))
 
 
-@numba.njit(inline="always")
-def _finish_row(y, start, end, bias, row, relu):
-    """y[start:end] = max(y + bias, 0); NaN stays NaN."""
-    if bias.size:
-        for b in range(start, end):
-            y[b] += bias[row]
-    if relu:
-        rectify(y, start, end)
-
-
 @compiled
 def _dot_rows(values, indices, indptr, x, bias, relu, out):
     """For a batch of one, out[r] = sum over the slots s of row r of values[s] * x[indices[s]]."""
     for r in numba.prange(out.shape[0]):
         out[r] = _dot(values, indices, indptr[r], indptr[r + 1], x)
-        _finish_row(out, r, r + 1, bias, r, relu)
-
-
-@compiled
-def _sum_groups(steps, bounds, ranks, x, bias, relu, out):
-    """As :func:`_dot_rows` with the weights in the order of :class:`sparsekit.kernels.plan.Lookup`.
-
-    Does nothing and returns False if x is not finite: an infinite input would meet the zeros that fill groups up,
-    and make NaN of neurons that do not read it.
-    """
-    n_blocks, n_rows = ranks.shape
-    n_groups = -(-n_rows // LANES)
-    flat_steps, flat_ranks, x, out = steps.reshape(-1), ranks.reshape(-1), x.reshape(-1), out.reshape(-1)
-    total = x.dtype.type(0)
-    for k in range(x.size):
-        total += x[k] * x[k]
-    if not math.isfinite(total):
-        return False
-    sums = aligned_scratch(n_blocks * n_groups * LANES, x)  # of the lanes of all groups
-    for j in numba.prange(n_blocks):
-        first = j * n_groups
-        _group_sums(flat_steps, bounds, first, n_groups, x, j * TABLE, sums, first * LANES)
-    n_parts = -(-n_rows // 256)
-    for part in numba.prange(n_parts):
-        low, high = part * 256, min(n_rows, part * 256 + 256)
-        _ranked_sums(out, low, high, flat_ranks, n_rows, sums, n_groups * LANES, n_blocks)
-        for r in range(low, high):
-            _finish_row(out, r, r + 1, bias, r, relu)
-    return True
+        finish_row(out, r, r + 1, bias, r, relu)
 
 
 @compiled
@@ -295,7 +244,7 @@ def _gather_narrow(values, indices, indptr, x, bias, relu, out):
             _sum_quarter(flat_out, y, values, indices, start, end, flat_x, 0, batch)
         else:
             _sum_eighth(flat_out, y, values, indices, start, end, flat_x, 0, batch)
-        _finish_row(flat_out, y, y + batch, bias, r, relu)
+        finish_row(flat_out, y, y + batch, bias, r, relu)
 
 
 @compiled
@@ -321,24 +270,7 @@ def _gather_wide(values, indices, indptr, x, bias, relu, out):
             c += 2 * width
         if c < batch:
             _sum_1(flat_out, y + c, values, indices, start, end, flat_x, c, batch)
-        _finish_row(flat_out, y, y + batch, bias, r, relu)
-
-
-@numba.njit
-def aligned_scratch(n, like):
-    """Uninitialised (n,) of the dtype of `like`, on a cache line."""
-    buffer = np.empty(n + LINE // like.itemsize, like.dtype)
-    skip = (-buffer.ctypes.data % LINE) // like.itemsize
-    return buffer[skip : skip + n]
-
-
-@numba.njit
-def start_rows(y, bias, first_row, width):
-    """y = bias or 0, for rows from `first_row` on."""
-    y[:] = 0
-    if bias.size:
-        for r in range(y.size // width):
-            y[r * width : (r + 1) * width] = bias[first_row + r]
+        finish_row(flat_out, y, y + batch, bias, r, relu)
 
 
 @numba.njit

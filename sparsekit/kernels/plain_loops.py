@@ -107,16 +107,6 @@ def transpose_square(target, t0, t_stride, source, s0, s_stride):
 
 
 @numba.njit
-def no_ranked_sums(out, low, high, ranks, n_ranks, sums, n_sums, n_blocks):
-    """Never called, as :func:`_no_group_sums`."""
-
-
-@numba.njit
-def no_group_sums(steps, bounds, first, n_groups, x, x0, sums, sums0):
-    """Never called: :data:`CAN_LOOK_UP` is False."""
-
-
-@numba.njit
 def sparse_dot(values, indices, start, end, x):
     """A weighted sum of elements of x."""
     total = x.dtype.type(0)

@@ -11,13 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sparsekit.kernels.lookup_layout import FixedLookup, SortedLookup
 from sparsekit.kernels.memory import aligned_empty
 from sparsekit.kernels.transpose import TransposedIndex, index_dtype, read_only, transposed_index
 
-TABLE = 256  # inputs that 16 registers hold
-LANES = 64  # neurons that look up an input each
-STEP = LANES // 4 + LANES  # floats of a step of a look-up: a byte and a weight for each lane
-_LOOKUP_RUN = 1  # stored weights of a neuron in one block of 256 inputs: fewer are faster without a lookup
+_LOOKUP_RUN = 1  # stored weights of a neuron in one block, on average: fewer are faster without a lookup
 
 
 class Runs(NamedTuple):
@@ -115,7 +113,7 @@ class Plan:
         self.indptr, self.indices, self.shape, self.frozen = read_only(indptr), indices, shape, frozen
         self._orders: dict[tuple[str, int, int], Order] = {}
         self._runs: dict[tuple[int, int], Runs] = {}
-        self._lookup: Lookup | None = None
+        self._lookup: SortedLookup | FixedLookup | None = None
 
     @cached_property
     def transposed(self) -> TransposedIndex:
@@ -151,14 +149,15 @@ class Plan:
         index = self.transposed
         return Order(index.indptr, None, index.rows, index.positions, False, self.frozen)
 
-    def lookup(self, values: np.ndarray) -> "Lookup | None":
+    def lookup(
+        self, layout: type[SortedLookup] | type[FixedLookup], values: np.ndarray
+    ) -> SortedLookup | FixedLookup | None:
         """The weights for one sample; None where they may change, are not float32, or are too few in a block."""
-        if self._lookup is None and self.frozen:
+        if self._lookup is None and self.frozen and values.dtype == np.float32:
             n_out, n_in = self.shape
-            n_runs = n_out * -(-n_in // TABLE)
-            if values.dtype == np.float32 and values.size >= _LOOKUP_RUN * n_runs:
-                order = _in_runs(self._new_runs(TABLE), self.indices, None, TABLE)
-                self._lookup = Lookup(order, values.reshape(-1), n_out)
+            if values.size >= _LOOKUP_RUN * n_out * -(-n_in // layout.TABLE):
+                order = _in_runs(self._new_runs(layout.TABLE), self.indices, None, layout.TABLE)
+                self._lookup = layout(order, values.reshape(-1), n_out)
         return self._lookup
 
     def _new_runs(self, block: int, parts: int = 1) -> Runs:
@@ -171,49 +170,11 @@ class Plan:
         return sum(array.nbytes for array in arrays.values()) - self.indices.nbytes
 
 
-class Lookup:
-    """Weights in the order of the product with one sample that looks its inputs up in registers.
-
-    Block by block of 256 inputs, the neurons are sorted by how many weights they have there and taken 64 at a
-    time, a neuron a lane: the first weight of each, the second of each, and so on, filled up with zeros. Neurons
-    of a like number stand together, so few zeros are needed. A weight takes 5 bytes.
-
-    Attributes
-    ----------
-    steps : float32 (n_steps, 80). The first 64 bytes are the inputs of 64 lanes, counted from the first of their
-        block: that of lane 16 v + 4 q + d stands at 16 q + 4 v + d, the order in which instructions put numbers
-        together from bytes. Behind them are the 64 weights
-    bounds : int64 (n_blocks * n_groups + 1,), group g owns the steps bounds[g] to bounds[g + 1]
-    ranks : uint16 or int32 (n_blocks, n_rows), place of each neuron among the lanes of each block
-    """
-
-    def __init__(self, order: Order, values: np.ndarray, n_rows: int) -> None:
-        counts = np.diff(order.indptr).reshape(-1, n_rows)  # ascending in each block
-        n_blocks, n_groups = len(counts), -(-n_rows // LANES)
-        filled = np.zeros((n_blocks, n_groups * LANES), dtype=np.int64)
-        filled[:, :n_rows] = counts
-        lengths = filled.reshape(n_blocks, n_groups, LANES).max(axis=2)
-        bounds = np.concatenate([[0], np.cumsum(lengths)])
-        runs = np.repeat(np.arange(counts.size), counts.ravel())
-        group, lane = np.divmod(runs % n_rows, LANES)
-        step = bounds[runs // n_rows * n_groups + group] + np.arange(runs.size) - order.indptr[runs]
-        self.steps = aligned_empty((int(bounds[-1]), STEP), np.float32)
-        self.steps[:] = 0
-        positions = np.repeat(order.places - order.indptr[:-1], counts.ravel()) + np.arange(runs.size)
-        self.steps[step, LANES // 4 + lane] = values[positions]
-        self.steps.view(np.uint8)[step, lane // 4 % 4 * 16 + lane // 16 * 4 + lane % 4] = order.indices
-        self.bounds = read_only(bounds)
-        ranks = np.empty(counts.shape, dtype=index_dtype(n_rows))
-        places = np.arange(n_rows, dtype=ranks.dtype)[None]
-        np.put_along_axis(ranks, order.rows.reshape(counts.shape), places, axis=1)
-        self.ranks = read_only(ranks)
-
-
 def _arrays(part: object) -> list[np.ndarray]:
     """The arrays that a part of a plan is or holds."""
     if isinstance(part, np.ndarray):
         return [part]
-    if isinstance(part, Order | Lookup):
+    if isinstance(part, Order | SortedLookup | FixedLookup):
         part = vars(part)
     held = part.values() if isinstance(part, dict) else part if isinstance(part, tuple) else ()
     return [array for one in held for array in _arrays(one)]

@@ -4,7 +4,8 @@ Attributes
 ----------
 SIMD : whether loops are written in vectors; if not, plain loops take their place
 VECTOR_BYTES : width of a vector register; 64 too where there are no vectors
-CAN_LOOK_UP : whether an instruction picks bytes of two registers by the bytes of a third (AVX-512 VBMI)
+LOOKUP_INPUTS : inputs to hold in registers and look up by their bytes: 256 where an instruction picks bytes of two
+    registers of 64 (AVX-512 VBMI), 32 where it picks them of 16 (AVX2), 0 on other processors
 CACHE_BYTES : size of the second-level cache that processors with such vectors have, about
 """
 
@@ -35,7 +36,7 @@ def _vector_bytes() -> int:
 SIMD = _vector_bytes() > 0
 VECTOR_BYTES = _vector_bytes() or 64
 CACHE_BYTES = VECTOR_BYTES << 14  # 1 MB with AVX-512, 512 KB with AVX2; every system is asked in another way
-CAN_LOOK_UP = VECTOR_BYTES == 64 and SIMD and bool(_features().get("avx512vbmi"))
+LOOKUP_INPUTS = {64: 256 if _features().get("avx512vbmi") else 0, 32: 32}.get(_vector_bytes(), 0)
 
 
 def lanes(array: Any) -> int:

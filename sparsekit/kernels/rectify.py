@@ -32,3 +32,13 @@ def rectify_scaled(values, start, end, scale, shift):
     zero = values.dtype.type(0)
     for k in range(start, end):
         values[k] = at_least(scaled(values[k], scale, shift), zero)
+
+
+@numba.njit(inline="always")
+def finish_row(y, start, end, bias, row, relu):
+    """y[start:end] = max(y + bias, 0); NaN stays NaN."""
+    if bias.size:
+        for b in range(start, end):
+            y[b] += bias[row]
+    if relu:
+        rectify(y, start, end)

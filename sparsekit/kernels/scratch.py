@@ -1,0 +1,23 @@
+"""Memory that compiled loops take for themselves."""
+
+import numba
+import numpy as np
+
+from sparsekit.kernels.memory import LINE
+
+
+@numba.njit
+def aligned_scratch(n, like):
+    """Uninitialised (n,) of the dtype of `like`, on a cache line."""
+    buffer = np.empty(n + LINE // like.itemsize, like.dtype)
+    skip = (-buffer.ctypes.data % LINE) // like.itemsize
+    return buffer[skip : skip + n]
+
+
+@numba.njit
+def start_rows(y, bias, first_row, width):
+    """y = bias or 0, for rows from `first_row` on."""
+    y[:] = 0
+    if bias.size:
+        for r in range(y.size // width):
+            y[r * width : (r + 1) * width] = bias[first_row + r]

@@ -1,0 +1,137 @@
+"""One sample whose inputs are looked up in registers: the layouts read by plain loops, and the products."""
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_helpers import integers, mask_of
+from test_plan import plan_of
+
+from sparsekit.condensed import CondensedMatrix
+from sparsekit.csr import CSRMatrix
+from sparsekit.kernels import compiled
+from sparsekit.kernels.lookup_layout import FixedLookup, SortedLookup, byte_of_lane
+from sparsekit.kernels.plan import _in_runs
+from sparsekit.kernels.threads import thread_limit
+
+
+@st.composite
+def masks(draw):
+    """Bool (n_out, n_in) over several blocks and groups, with rows of any number of inputs."""
+    n_out, n_in = draw(st.integers(1, 150)), draw(st.integers(1, 600))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    return mask_of(CSRMatrix, (n_out, n_in), draw(st.integers(0, n_in)), rng)
+
+
+def layout_of(kind, mask):
+    """The layout of weights that are all different, and these as a dense array."""
+    plan, weights = plan_of(mask), np.zeros(mask.shape, np.float32)
+    weights[mask] = np.arange(mask.sum()) + 1
+    order = _in_runs(plan.runs(kind.TABLE), plan.indices, None, kind.TABLE)
+    return kind(order, weights[mask], len(mask)), weights
+
+
+def lanes_of(layout, step):
+    """(lane, code of the input, weight) of those lanes of a step that hold a weight."""
+    lanes = np.arange(layout.LANES)
+    codes = layout.steps.view(np.uint8)[step, byte_of_lane(lanes, layout.LANES)]
+    weights = layout.steps[step, layout.LANES // 4 :]
+    assert (codes[weights == 0] == 0).all()
+    return [(lane, int(codes[lane]), weights[lane]) for lane in lanes if weights[lane]]
+
+
+@pytest.mark.parametrize("lanes", [32, 64])
+def test_bytes_of_lanes_are_what_unpacking_puts_together(lanes):
+    """Bytes k of all lanes as planes: taking bytes of two in turn, then pairs of these, within 16 bytes each."""
+    place = byte_of_lane(np.arange(lanes), lanes)
+    assert sorted(place) == list(range(lanes))
+    lane_at = np.argsort(place)
+    planes = [np.stack([lane_at, np.full(lanes, k)], axis=1).reshape(-1, 16, 2) for k in range(4)]
+
+    def in_turn(a, b, high):
+        half = a.shape[1] // 2
+        pick = slice(half, None) if high else slice(None, half)
+        return np.stack([a[:, pick], b[:, pick]], axis=2)
+
+    numbers = []
+    for high in (False, True):
+        low_pair, high_pair = in_turn(planes[0], planes[1], high), in_turn(planes[2], planes[3], high)
+        numbers += [in_turn(low_pair, high_pair, upper).reshape(-1, 4, 2) for upper in (False, True)]
+    expected = [[(lane, k) for k in range(4)] for lane in range(lanes)]
+    np.testing.assert_array_equal(np.concatenate(numbers), expected)
+
+
+@settings(max_examples=30)
+@given(masks())
+def test_sorted_steps_hold_every_weight_once(mask):
+    layout, weights = layout_of(SortedLookup, mask)
+    rebuilt = np.zeros_like(weights)
+    n_blocks = -(-mask.shape[1] // 256)
+    n_groups = (layout.bounds.size - 1) // n_blocks
+    for j in range(n_blocks):
+        neuron = np.argsort(layout.ranks[j])
+        for group in range(n_groups):
+            for step in range(*layout.bounds[j * n_groups + group :][:2]):
+                for lane, code, weight in lanes_of(layout, step):
+                    rebuilt[neuron[group * 64 + lane], j * 256 + code] += weight
+    np.testing.assert_array_equal(rebuilt, weights)
+
+
+@settings(max_examples=30)
+@given(masks())
+def test_fixed_steps_and_the_rest_hold_every_weight_once(mask):
+    layout, weights = layout_of(FixedLookup, mask)
+    rebuilt = np.zeros_like(weights)
+    n_blocks, groups = -(-mask.shape[1] // 32), layout.groups
+    n_streams = (layout.bounds.size - 1) // (n_blocks * groups)
+    assert n_streams * groups * 32 >= len(mask)
+    for number in range(n_streams * n_blocks * groups):
+        stream_and_block, k = divmod(number, groups)
+        stream, j = divmod(stream_and_block, n_blocks)
+        for step in range(*layout.bounds[number : number + 2]):
+            held = lanes_of(layout, step)
+            assert len(held) >= 11  # or it were cheaper to gather them
+            for lane, code, weight in held:
+                assert code < 16 or 128 <= code < 144
+                rebuilt[(stream * groups + k) * 32 + lane, j * 32 + code - 112 * (code >= 128)] += weight
+    for eight in range(layout.rest_bounds.size - 1):
+        rows = layout.rest_rows[8 * eight : 8 * eight + 8]
+        for k in range(*layout.rest_bounds[eight : eight + 2]):
+            for row, index, weight in zip(rows, layout.rest_indices[k], layout.rest_values[k], strict=True):
+                assert weight or not index
+                if weight:
+                    rebuilt[row, index] += weight
+    np.testing.assert_array_equal(rebuilt, weights)
+    assert sorted(layout.rest_rows[layout.rest_rows >= 0]) == list(range(len(mask)))
+    parts = layout.rest_rows[layout.rest_rows >= 0] // layout.rows_of_part
+    assert (np.diff(parts) >= 0).all()  # a part adds the rest to sums of its own
+
+
+@pytest.mark.parametrize("storage", [CondensedMatrix, CSRMatrix])
+@pytest.mark.parametrize(("shape", "fan_in"), [((900, 100), 30), ((33, 700), 300), ((770, 64), 64), ((1, 90), 20)])
+def test_one_sample_with_several_parts_and_threads(storage, shape, fan_in, monkeypatch):
+    rng = np.random.default_rng(0)
+    mask = mask_of(storage, shape, fan_in, rng)
+    mask[shape[0] // 3] = False
+    weight = integers(shape, np.float32, rng) * mask
+    matrix, bias = storage.from_dense(weight, mask).frozen(), integers(shape[0], np.float32, rng)
+    monkeypatch.setattr(compiled, "_PARALLEL_FROM", 0)
+    for threads in range(1, min(4, numba.config.NUMBA_NUM_THREADS) + 1):
+        with thread_limit(threads):
+            x = integers((shape[1], 1), np.float32, rng)
+            np.testing.assert_array_equal(matrix.matmul(x), weight @ x)
+            expected = np.maximum(weight @ x + bias[:, None], 0)
+            np.testing.assert_array_equal(matrix.matmul(x, bias=bias, relu=True), expected)
+
+
+def test_results_are_the_same_bits_for_any_number_of_threads(monkeypatch):
+    rng = np.random.default_rng(1)
+    mask = mask_of(CSRMatrix, (900, 300), 60, rng)
+    matrix = CSRMatrix.from_dense((rng.standard_normal(mask.shape) * mask).astype(np.float32), mask).frozen()
+    x = rng.standard_normal((300, 1)).astype(np.float32)
+    serial = matrix.matmul(x)
+    monkeypatch.setattr(compiled, "_PARALLEL_FROM", 0)
+    for threads in range(1, numba.config.NUMBA_NUM_THREADS + 1):
+        with thread_limit(threads):
+            np.testing.assert_array_equal(matrix.matmul(x), serial)
