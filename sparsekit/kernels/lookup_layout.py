@@ -66,7 +66,7 @@ class FixedLookup:
     """Weights for tables of 32 inputs and steps of 32 lanes; those left over for gathers of 8 lanes.
 
     Neuron r has lane r % 32 of group r // 32 in every block of 32 inputs. A group takes as many steps there as
-    fill at least a third of its lanes, the rest is zero; a step takes about a third of the time of gathering
+    fill at least 13 of its lanes, the rest is zero; a step takes about a third of the time of gathering
     as many inputs. Weights beyond the last step are left over. For those the neurons are sorted by how many they
     have, and taken 8 at a time. A weight takes 6 to 7 bytes.
 
@@ -99,7 +99,7 @@ class FixedLookup:
     LANES: ClassVar = 32
     STREAMS: ClassVar = 4  # of a part
     _GROUPS = 12  # of a part, at most: more parts build more tables
-    _FILLED = 11  # lanes of a step that hold a weight, at least
+    _FILLED = 13  # lanes of a step that hold a weight, at least
 
     def __init__(self, order: "Order", values: np.ndarray, n_rows: int) -> None:
         runs, number = _places(order)
