@@ -109,8 +109,11 @@ def test_fixed_steps_and_the_rest_hold_every_weight_once(mask):
 
 
 @pytest.mark.parametrize("storage", [CondensedMatrix, CSRMatrix])
-@pytest.mark.parametrize(("shape", "fan_in"), [((900, 100), 30), ((33, 700), 300), ((770, 64), 64), ((1, 90), 20)])
+@pytest.mark.parametrize(
+    ("shape", "fan_in"), [((900, 100), 30), ((33, 700), 300), ((770, 64), 64), ((2, 90), 20), ((1, 90), 0)]
+)
 def test_one_sample_with_several_parts_and_threads(storage, shape, fan_in, monkeypatch):
+    """One neuron, at least, is ablated."""
     rng = np.random.default_rng(0)
     mask = mask_of(storage, shape, fan_in, rng)
     mask[shape[0] // 3] = False

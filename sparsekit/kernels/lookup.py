@@ -18,7 +18,7 @@ from sparsekit.kernels.rectify import finish_row
 from sparsekit.kernels.scratch import aligned_scratch
 from sparsekit.kernels.simd_lookup import LANES, group_sums, ranked_sums, sums_of_eight
 
-_LAYOUT = {256: SortedLookup, 32: FixedLookup}.get(LOOKUP_INPUTS)
+_LAYOUT = {layout.TABLE: layout for layout in (SortedLookup, FixedLookup)}.get(LOOKUP_INPUTS)
 
 
 def look_up(plan: Plan, values, x, bias, relu, out) -> bool:
