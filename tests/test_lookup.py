@@ -11,7 +11,7 @@ from test_plan import plan_of
 from sparsekit.condensed import CondensedMatrix
 from sparsekit.csr import CSRMatrix
 from sparsekit.kernels import compiled
-from sparsekit.kernels.lookup_layout import FixedLookup, SortedLookup, byte_of_lane
+from sparsekit.kernels.lookup_layout import SlidingLookup, SortedLookup, byte_of_lane
 from sparsekit.kernels.plan import _in_runs
 from sparsekit.kernels.threads import thread_limit
 
@@ -28,6 +28,8 @@ def layout_of(kind, mask):
     """The layout of weights that are all different, and these as a dense array."""
     plan, weights = plan_of(mask), np.zeros(mask.shape, np.float32)
     weights[mask] = np.arange(mask.sum()) + 1
+    if kind is SlidingLookup:
+        return SlidingLookup(plan.indptr, plan.indices, weights[mask]), weights
     order = _in_runs(plan.runs(kind.TABLE), plan.indices, None, kind.TABLE)
     return kind(order, weights[mask], len(mask)), weights
 
@@ -78,39 +80,66 @@ def test_sorted_steps_hold_every_weight_once(mask):
     np.testing.assert_array_equal(rebuilt, weights)
 
 
+def read_sliding(layout, shape):
+    """The weights that a layout holds as a dense array; and how many of them are left over."""
+    weights, n_left = np.zeros(shape, np.float32), 0
+    stretches = iter(zip(layout.bounds[:-1], layout.bounds[1:], strict=True))
+    for part in range(layout.rest_rows.size // 128):
+        for first in range(part * 128, part * 128 + 128, 32):
+            for step in range(*next(stretches)):
+                held = lanes_of(layout, step)
+                assert len(held) >= 8  # or single loads were as fast
+                for lane, code, weight in held:
+                    assert code < 16 or 128 <= code < 144
+                    weights[first + lane, layout.starts[step] + code - 112 * (code >= 128)] += weight
+        for first in range(part * 128, part * 128 + 128, 8):
+            rows = layout.rest_rows[first : first + 8]
+            assert (rows // 128 == part).all()  # the part that they are added to
+            for step in range(*next(stretches)):
+                indices = layout.steps[step].view(np.uint16)[:24].reshape(3, 8)
+                for inputs, these in zip(indices, layout.steps[step, 16:].reshape(3, 8), strict=True):
+                    assert (inputs[these == 0] == 0).all()
+                    np.add.at(weights, (rows[these != 0], inputs[these != 0]), these[these != 0])
+                    n_left += np.count_nonzero(these)
+    assert next(stretches, None) is None
+    assert sorted(layout.rest_rows) == list(range(layout.rest_rows.size))
+    return weights, n_left
+
+
 @settings(max_examples=30)
 @given(masks())
-def test_fixed_steps_and_the_rest_hold_every_weight_once(mask):
-    layout, weights = layout_of(FixedLookup, mask)
-    rebuilt = np.zeros_like(weights)
-    n_blocks, groups = -(-mask.shape[1] // 32), layout.groups
-    n_streams = (layout.bounds.size - 1) // (n_blocks * groups)
-    assert n_streams * groups * 32 >= len(mask)
-    for number in range(n_streams * n_blocks * groups):
-        stream_and_block, k = divmod(number, groups)
-        stream, j = divmod(stream_and_block, n_blocks)
-        for step in range(*layout.bounds[number : number + 2]):
-            held = lanes_of(layout, step)
-            assert len(held) >= 13  # or it were cheaper to gather them
-            for lane, code, weight in held:
-                assert code < 16 or 128 <= code < 144
-                rebuilt[(stream * groups + k) * 32 + lane, j * 32 + code - 112 * (code >= 128)] += weight
-    for eight in range(layout.rest_bounds.size - 1):
-        rows = layout.rest_rows[8 * eight : 8 * eight + 8]
-        for k in range(*layout.rest_bounds[eight : eight + 2]):
-            for row, index, weight in zip(rows, layout.rest_indices[k], layout.rest_values[k], strict=True):
-                assert weight or not index
-                if weight:
-                    rebuilt[row, index] += weight
+def test_sliding_steps_and_the_rest_hold_every_weight_once(mask):
+    layout, weights = layout_of(SlidingLookup, mask)
+    np.testing.assert_array_equal(read_sliding(layout, mask.shape)[0], weights)
+
+
+def test_most_weights_are_looked_up():
+    """As many as the documentation says: at 90 % a tenth is left over, and a weight takes 6 bytes."""
+    rng = np.random.default_rng(0)
+    mask = mask_of(CondensedMatrix, (256, 2048), 205, rng)
+    layout, weights = layout_of(SlidingLookup, mask)
+    rebuilt, n_left = read_sliding(layout, mask.shape)
     np.testing.assert_array_equal(rebuilt, weights)
-    assert sorted(layout.rest_rows[layout.rest_rows >= 0]) == list(range(len(mask)))
-    parts = layout.rest_rows[layout.rest_rows >= 0] // layout.rows_of_part
-    assert (np.diff(parts) >= 0).all()  # a part adds the rest to sums of its own
+    assert n_left < 0.1 * mask.sum()
+    assert layout.steps.nbytes + layout.starts.nbytes < 6.3 * mask.sum()
+
+
+def test_a_window_waits_for_no_single_neuron():
+    """One neuron reads every input, 31 every sixteenth: its weights would take sixteen times as many steps."""
+    mask = np.zeros((32, 1024), dtype=bool)
+    mask[:, ::16] = True
+    mask[7] = True
+    layout, weights = layout_of(SlidingLookup, mask)
+    rebuilt, n_left = read_sliding(layout, mask.shape)
+    np.testing.assert_array_equal(rebuilt, weights)
+    assert layout.bounds[1] <= 64
+    assert n_left > 900
 
 
 @pytest.mark.parametrize("storage", [CondensedMatrix, CSRMatrix])
 @pytest.mark.parametrize(
-    ("shape", "fan_in"), [((900, 100), 30), ((33, 700), 300), ((770, 64), 64), ((2, 90), 20), ((1, 90), 0)]
+    ("shape", "fan_in"),
+    [((900, 100), 30), ((33, 700), 300), ((770, 64), 64), ((8, 300), 40), ((2, 90), 20), ((1, 90), 0)],
 )
 def test_one_sample_with_several_parts_and_threads(storage, shape, fan_in, monkeypatch):
     """One neuron, at least, is ablated."""

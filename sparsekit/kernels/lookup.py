@@ -11,14 +11,14 @@ import numba
 import numpy as np
 
 from sparsekit.kernels.compiled import compiled, run
-from sparsekit.kernels.lookup_layout import FixedLookup, SortedLookup
+from sparsekit.kernels.lookup_layout import SlidingLookup, SortedLookup
 from sparsekit.kernels.plan import Plan
 from sparsekit.kernels.processor import LOOKUP_INPUTS
-from sparsekit.kernels.rectify import finish_row
+from sparsekit.kernels.rectify import finish_row, rectify
 from sparsekit.kernels.scratch import aligned_scratch
-from sparsekit.kernels.simd_lookup import LANES, group_sums, ranked_sums, sums_of_eight
+from sparsekit.kernels.simd_lookup import LANES, group_sums, ranked_sums, sums_of_eight, window_sums
 
-_LAYOUT = {layout.TABLE: layout for layout in (SortedLookup, FixedLookup)}.get(LOOKUP_INPUTS)
+_LAYOUT = {layout.TABLE: layout for layout in (SortedLookup, SlidingLookup)}.get(LOOKUP_INPUTS)
 
 
 def look_up(plan: Plan, values, x, bias, relu, out) -> bool:
@@ -30,19 +30,19 @@ def look_up(plan: Plan, values, x, bias, relu, out) -> bool:
     lookup = None if _LAYOUT is None else plan.lookup(_LAYOUT, values)
     if lookup is None:
         return False
-    if x.size % lookup.TABLE:
-        x = np.concatenate([x, np.zeros((-x.size % lookup.TABLE, 1), dtype=x.dtype)])
     work = len(lookup.steps) * LANES
     if isinstance(lookup, SortedLookup):
+        if x.size % LOOKUP_INPUTS:
+            x = np.concatenate([x, np.zeros((-x.size % LOOKUP_INPUTS, 1), dtype=x.dtype)])
         return run(_sum_sorted, work, lookup.steps, lookup.bounds, lookup.ranks, x, bias, relu, out)
-    rest = lookup.rest_values, lookup.rest_indices, lookup.rest_bounds, lookup.rest_rows
-    work += 4 * lookup.rest_values.size  # each of which takes as long as several of the others
-    return run(_sum_fixed, work, lookup.steps, lookup.bounds, lookup.groups, *rest, x, bias, relu, out)
+    return run(
+        _sum_sliding, work, lookup.steps, lookup.starts, lookup.bounds, lookup.rest_rows, x, bias, relu, out
+    )
 
 
-_STREAMS = FixedLookup.STREAMS
-_set_groups, _add_groups = group_sums(adds=False, streams=1), group_sums(adds=True, streams=_STREAMS)
+_group_sums, _window_sums = group_sums(), window_sums()
 _ranked_sums, _sums_of_eight = ranked_sums(), sums_of_eight()
+_ROWS, _STRETCHES, _WINDOW = SlidingLookup.ROWS, SlidingLookup.STRETCHES, SlidingLookup.TABLE
 
 
 @numba.njit(inline="always")
@@ -65,7 +65,7 @@ def _sum_sorted(steps, bounds, ranks, x, bias, relu, out):
     sums = aligned_scratch(n_blocks * n_groups * LANES, x)  # of the lanes of all groups
     for j in numba.prange(n_blocks):
         first = j * n_groups
-        _set_groups(flat_steps, bounds, first, n_groups, 0, x, j * LOOKUP_INPUTS, sums, first * LANES, 0)
+        _group_sums(flat_steps, bounds, first, n_groups, x, j * LOOKUP_INPUTS, sums, first * LANES)
     n_parts = -(-n_rows // 256)
     for part in numba.prange(n_parts):
         low, high = part * 256, min(n_rows, part * 256 + 256)
@@ -75,28 +75,43 @@ def _sum_sorted(steps, bounds, ranks, x, bias, relu, out):
     return True
 
 
+@numba.njit
+def _byte_planes(x):
+    """Byte k of every number as row k, each followed by zeros for windows that reach beyond x."""
+    planes = np.zeros((4, x.size + _WINDOW), np.uint8)
+    bits = x.view(np.uint32)
+    for k in range(4):
+        for i in range(x.size):
+            planes[k, i] = (bits[i] >> np.uint32(8 * k)) & np.uint32(255)
+    return planes
+
+
 @compiled
-def _sum_fixed(steps, bounds, groups, rest_values, rest_indices, rest_bounds, rest_rows, x, bias, relu, out):
+def _sum_sliding(steps, starts, bounds, rest_rows, x, bias, relu, out):
     """As :func:`_sum_sorted`."""
     flat_steps, x, out = steps.reshape(-1), x.reshape(-1), out.reshape(-1)
-    flat_values, flat_indices = rest_values.reshape(-1), rest_indices.reshape(-1)
-    n_blocks, n_eights = x.size // LOOKUP_INPUTS, rest_bounds.size - 1
-    groups_of_part = _STREAMS * groups
-    rows_of_part = groups_of_part * LANES
     if not _is_finite(x):
         return False
-    for part in numba.prange(-(-out.size // rows_of_part)):
-        sums, of_eight = aligned_scratch(rows_of_part, x), aligned_scratch(8, x)
-        sums[:] = 0
-        for j in range(n_blocks if steps.size else 0):
-            these = part * groups_of_part * n_blocks + j * groups, groups, n_blocks * groups
-            _add_groups(flat_steps, bounds, *these, x, j * LOOKUP_INPUTS, sums, 0, groups * LANES)
-        first = part * rows_of_part
-        for e in range(first // 8, min(n_eights, (first + rows_of_part) // 8)):
-            _sums_of_eight(of_eight, flat_values, flat_indices, rest_bounds[e], rest_bounds[e + 1], x)
+    planes = _byte_planes(x)
+    flat_planes, length = planes.reshape(-1), planes.shape[1]
+    sums = aligned_scratch(2 * rest_rows.size, x)  # for each part those of its neurons, and those of eight
+    for part in numba.prange(rest_rows.size // _ROWS):
+        first, last = part * _ROWS, min(out.size, (part + 1) * _ROWS)
+        of_eight = first + rest_rows.size
+        stretch = part * _STRETCHES
+        for low in range(first, first + _ROWS, LANES):
+            _window_sums(sums, low, flat_steps, starts, bounds[stretch], bounds[stretch + 1], flat_planes, length)
+            stretch += 1
+        for low in range(first, first + _ROWS, 8):
+            _sums_of_eight(sums, of_eight, flat_steps, bounds[stretch], bounds[stretch + 1], x)
             for lane in range(8):
-                r = rest_rows[8 * e + lane]
-                if r >= 0:
-                    out[r] = sums[r - first] + of_eight[lane]
-                    finish_row(out, r, r + 1, bias, r, relu)
+                sums[rest_rows[low + lane]] += sums[of_eight + lane]
+            stretch += 1
+        for r in range(first, last):
+            out[r] = sums[r]
+        if bias.size:
+            for r in range(first, last):
+                out[r] += bias[r]
+        if relu:
+            rectify(out, first, last)
     return True

@@ -7,9 +7,9 @@ in what they do about neurons that have more weights in a block than their neigh
 :class:`SortedLookup`
     sorts the neurons of each block. The sums of all blocks must then be put together neuron by neuron, which pays
     with the 256 inputs that 16 registers of 64 bytes hold.
-:class:`FixedLookup`
-    lets every neuron keep its lane, so that sums stay in place, and leaves the weights that would need steps of
-    their own to a plainer loop. For the 32 inputs that 8 registers of 32 bytes hold.
+:class:`SlidingLookup`
+    lets every neuron keep its lane, so that sums stay in registers, and the table move on by as few inputs as
+    suits the neurons of a step. For tables of 32 inputs, which are built as fast as a step is computed.
 """
 
 from typing import TYPE_CHECKING, ClassVar
@@ -47,6 +47,15 @@ class SortedLookup:
     TABLE: ClassVar = 256  # inputs
     LANES: ClassVar = 64
 
+    @classmethod
+    def suits(cls, shape: tuple[int, int], values: np.ndarray) -> bool:
+        """Whether the weights are float32, and at least one of a neuron in a table on average.
+
+        Fewer are faster without a look-up.
+        """
+        n_out, n_in = shape
+        return values.dtype == np.float32 and values.size >= n_out * -(-n_in // cls.TABLE)
+
     def __init__(self, order: "Order", values: np.ndarray, n_rows: int) -> None:
         counts = np.diff(order.indptr).reshape(-1, n_rows)  # ascending in each block
         n_steps = _by_group(counts, self.LANES).max(axis=2)
@@ -62,94 +71,126 @@ class SortedLookup:
         self.ranks = read_only(ranks)
 
 
-class FixedLookup:
+_LEFT_OVER = 0.5  # what a weight that is left over costs, as part of a weight that a step takes
+_FILLED = 8  # lanes of a step that take a weight, at least: fewer weights are left over
+
+
+class SlidingLookup:
     """Weights for tables of 32 inputs and steps of 32 lanes; those left over for gathers of 8 lanes.
 
-    Neuron r has lane r % 32 of group r // 32 in every block of 32 inputs. A group takes as many steps there as
-    fill at least 13 of its lanes, the rest is zero; a step takes about a third of the time of gathering
-    as many inputs. Weights beyond the last step are left over. For those the neurons are sorted by how many they
-    have, and taken 8 at a time. A weight takes 6 to 7 bytes.
+    Neuron r has lane r % 32 of group r // 32. Every step of a group has a window of 32 inputs, which starts at the
+    next weight of one of the lanes, and takes the next weight of every lane that has it in there. The other lanes
+    are filled up with zeros: they are ahead, and wait until the window has come closer. What lies before the
+    window is left over. Of the lanes where the window may start, the one is chosen by which most weights are
+    taken; each that is left over counts as half a weight less. A step that would take fewer than 8 is left out,
+    and its weights left over.
 
-    From memory four sequences of cache lines are read twice as fast as one. So the groups are dealt out to parts
-    of four streams: block by block, a part goes through the first groups of its streams, the second ones, and so
-    on, and those of each stream follow each other in memory.
+    For the weights that are left over, a tenth or so, the neurons of each 128 are sorted by how many they have and
+    taken 8 at a time: steps of three times 8 weights. They follow the steps of their 128 neurons, so that memory
+    is read in one sequence. At 90 % a weight takes 6 bytes, of which 5 are its own.
 
     Parameters
     ----------
-    order : the weights block by block of 32 inputs, in runs
-    values : float32 (nnz,), the weights as stored
-    n_rows : number of neurons
+    indptr : int64 (n_rows + 1,), neuron r owns the slots indptr[r] to indptr[r + 1]
+    indices : integers (nnz,), input of each slot, below 65,536 and ascending in each row
+    values : float32 (nnz,)
 
     Attributes
     ----------
     steps : float32 (n_steps, 40). The first 32 bytes are the inputs of 32 lanes, in the order of
-        :func:`byte_of_lane`: input i of a block of 32 as i, or as 112 + i from 16 on. An instruction that looks
-        up 16 bytes takes a byte from 128 on for a zero, so the two halves of a table can be added up. Behind
-        them are the 32 weights
-    groups : groups of a stream
-    bounds : int64 (n_streams * n_blocks * groups + 1,), the k-th group of stream s owns in block j the steps from
-        bounds[(s * n_blocks + j) * groups + k]; it is group s * groups + k of the neurons
-    rest_values : float32 (n_rest, 8), the weights that are left over
-    rest_indices : uint16 or int32 (n_rest, 8), input of each, 0 where its weight is a filling zero
-    rest_bounds : int64 (n_eights + 1,), the e-th 8 neurons own the rows rest_bounds[e] to rest_bounds[e + 1]
-    rest_rows : int32 (8 * n_eights,), the neurons of the eights, part by part; -1 where there is none
+        :func:`byte_of_lane`: input i of a window as i, or as 112 + i from 16 on. An instruction that looks up 16
+        bytes takes a byte from 128 on for a zero, so the two halves of a table can be added up. Behind them are
+        the 32 weights.
+        Steps of what is left over begin with the inputs of 24 weights, uint16, and end with these weights
+    starts : uint16 (n_steps,), the first input of the window of each step; 0 for what is left over
+    bounds : int64 (20 * n_parts + 1,). Each part of 128 neurons has 20 stretches of steps, for its 4 groups and
+        for 16 times 8 neurons; stretch k owns the steps bounds[k] to bounds[k + 1]
+    rest_rows : int32 (128 * n_parts,), part by part the neurons that are taken 8 at a time. Those beyond the last
+        one have no weights
     """
 
     TABLE: ClassVar = 32  # inputs
     LANES: ClassVar = 32
-    STREAMS: ClassVar = 4  # of a part
-    _GROUPS = 12  # of a part, at most: more parts build more tables
-    _FILLED = 13  # lanes of a step that hold a weight, at least
+    ROWS: ClassVar = 128  # neurons of a part
+    STRETCHES: ClassVar = ROWS // LANES + ROWS // 8  # of a part
+    _INPUTS = 1 << 16  # at most
+    _REST = 3  # weights of a neuron in a step of what is left over
 
-    def __init__(self, order: "Order", values: np.ndarray, n_rows: int) -> None:
-        runs, number = _places(order)
-        block, rows = runs // n_rows, order.rows.take(runs).astype(np.int64)
-        counts = np.empty((order.rows.size // n_rows, n_rows), dtype=np.int64)
-        lengths = np.diff(order.indptr).reshape(counts.shape)
-        np.put_along_axis(counts, order.rows.reshape(counts.shape), lengths, axis=1)
-        n_steps = np.sort(_by_group(counts, self.LANES), axis=2)[:, :, -self._FILLED]
-        n_blocks, n_groups = n_steps.shape
-        n_streams = self.STREAMS * -(-n_groups // self._GROUPS)
-        self.groups = -(-n_groups // n_streams)
-        in_streams = _by_group(n_steps, self.groups * n_streams).reshape(n_blocks, n_streams, self.groups)
-        self.bounds = _edges(in_streams.transpose(1, 0, 2))
-        group, lane = np.divmod(rows, self.LANES)
-        stream, in_stream = np.divmod(group, self.groups)
-        step = self.bounds[(stream * n_blocks + block) * self.groups + in_stream] + number
-        fits = number < n_steps[block, group]
-        inputs, weights = order.indices, _weights(order, values, runs)
-        coded = inputs + np.where(inputs < 16, 0, 112).astype(np.uint8)
-        self.steps = _steps(self.bounds[-1], self.LANES, step[fits], lane[fits], coded[fits], weights[fits])
-        left, inputs = ~fits, block * self.TABLE + inputs
-        self.rest_rows = self._sorted_in_parts(np.bincount(rows[left], minlength=n_rows))
-        self._set_rest(rows[left], inputs[left], weights[left], n_blocks * self.TABLE)
+    @classmethod
+    def suits(cls, shape: tuple[int, int], values: np.ndarray) -> bool:
+        """Whether the weights are float32, at least half one of a neuron in a table on average.
 
-    @property
-    def rows_of_part(self) -> int:
-        """Neurons of a part, but the last."""
-        return self.STREAMS * self.groups * self.LANES
+        And whether two bytes can count the inputs, and there are neurons for eight lanes.
+        """
+        n_out, n_in = shape
+        enough = n_out >= _FILLED and 2 * values.size >= n_out * -(-n_in // cls.TABLE)
+        return values.dtype == np.float32 and enough and n_in <= cls._INPUTS
 
-    def _sorted_in_parts(self, n_left: np.ndarray) -> np.ndarray:
-        """The neurons of each part by how many weights are left over, eight by eight."""
-        by_length = np.lexsort([n_left, np.arange(n_left.size) // self.rows_of_part])
-        return read_only(np.concatenate([by_length, np.full(-n_left.size % 8, -1)]).astype(np.int32))
+    def __init__(self, indptr: np.ndarray, indices: np.ndarray, values: np.ndarray) -> None:
+        step, start, n_steps = _scheduled(indptr, indices)
+        left = step < 0
+        rows = np.repeat(np.arange(indptr.size - 1), np.diff(indptr))
+        groups = _by_group(n_steps[None], self.ROWS // self.LANES)[0]  # those of each part
+        n_left = np.bincount(rows[left], minlength=len(groups) * self.ROWS)
+        rest_rows = np.lexsort([n_left, np.arange(n_left.size) // self.ROWS])
+        eights = -(-n_left[rest_rows].reshape(len(groups), -1, 8).max(axis=2) // self._REST)
+        self.bounds = _edges(np.concatenate([groups, eights], axis=1))
+        self.rest_rows = read_only(rest_rows.astype(np.int32))
+        first_of_groups, first_of_eights = np.split(
+            self.bounds[:-1].reshape(-1, self.STRETCHES), [groups.shape[1]], axis=1
+        )
 
-    def _set_rest(self, rows: np.ndarray, inputs: np.ndarray, weights: np.ndarray, n_inputs: int) -> None:
-        neurons = self.rest_rows[self.rest_rows >= 0]
-        n_left = np.bincount(rows, minlength=neurons.size)
-        lengths = np.zeros(self.rest_rows.size, dtype=np.int64)
-        lengths[: neurons.size] = n_left[neurons]
-        self.rest_bounds = _edges(lengths.reshape(-1, 8).max(axis=1))
-        rank = np.empty(neurons.size, dtype=np.int64)
-        rank[neurons] = np.arange(neurons.size)
-        by_row = np.argsort(rows, kind="stable")
-        number = np.arange(rows.size) - np.repeat(np.cumsum(n_left) - n_left, n_left)
-        eight, lane = np.divmod(rank[rows[by_row]], 8)
-        place, shape = (self.rest_bounds[eight] + number, lane), (int(self.rest_bounds[-1]), 8)
-        self.rest_values = aligned_empty(shape, np.float32)
-        self.rest_indices = aligned_empty(shape, index_dtype(n_inputs))
-        self.rest_values[:], self.rest_indices[:] = 0, 0
-        self.rest_values[place], self.rest_indices[place] = weights[by_row], inputs[by_row]
+        group, lane = np.divmod(rows[~left], self.LANES)
+        step = first_of_groups.reshape(-1)[group] + step[~left]
+        inputs = indices[~left] - start[~left]
+        coded = inputs + np.where(inputs < 16, 0, 112)
+        self.steps = _steps(self.bounds[-1], self.LANES, step, lane, coded, values[~left])
+        starts = np.zeros(len(self.steps), dtype=np.uint16)
+        starts[step] = start[~left]
+        self.starts = read_only(starts)
+
+        eight, lane = np.divmod(np.argsort(rest_rows)[rows[left]], 8)
+        number = np.arange(eight.size) - (np.cumsum(n_left) - n_left)[rows[left]]
+        step, third = np.divmod(number, self._REST)
+        step += first_of_eights.reshape(-1)[eight]
+        self.steps[step, 16 + 8 * third + lane] = values[left]
+        self.steps.view(np.uint16)[step, 8 * third + lane] = indices[left]
+
+
+def _scheduled(indptr: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The steps of a :class:`SlidingLookup`: one after the other, those of all groups side by side.
+
+    Returns
+    -------
+    step : int64 (nnz,), the step of each weight, counted from the first of its group; -1 where it is left over
+    start : int64 (nnz,), the first input of the step's window
+    n_steps : int64 (n_groups,)
+    """
+    width, lanes, never = SlidingLookup.TABLE, SlidingLookup.LANES, 1 << 17
+    inputs = np.append(indices.astype(np.int64), never)  # the next one of a lane that has no more
+    place, end = (_by_group(edges[None], lanes)[0].astype(np.int64) for edges in (indptr[:-1], indptr[1:]))
+    apart = np.arange(len(place))[:, None] * (never + width)  # no window reaches the inputs of the next group
+    step, start = np.full((2, indices.size), -1)
+    n_steps = np.zeros(len(place), dtype=np.int64)
+    while (place < end).any():
+        following = inputs[np.where(place < end, place, -1)]
+        candidates = np.sort(following, axis=1)
+        from_all = (candidates + apart).reshape(-1)
+        reached = np.searchsorted(from_all, from_all + width) - np.arange(from_all.size)
+        gain = reached.reshape(candidates.shape) - _LEFT_OVER * np.arange(lanes)
+        gain[candidates == never] = -np.inf
+        window = np.take_along_axis(candidates, gain.argmax(axis=1)[:, None], axis=1)
+        while (behind := following < window).any():
+            place += behind
+            following = inputs[np.where(place < end, place, -1)]
+        taken = following < np.minimum(window + width, never)
+        pays = taken.sum(axis=1) >= _FILLED
+        looked_up = taken & pays[:, None]
+        for of_weight, of_group in ((step, n_steps[:, None]), (start, window)):
+            of_weight[place[looked_up]] = np.broadcast_to(of_group, taken.shape)[looked_up]
+        n_steps += pays
+        place += taken
+    return step, start, n_steps
 
 
 def byte_of_lane(lane: np.ndarray, lanes: int) -> np.ndarray:

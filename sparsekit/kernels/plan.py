@@ -11,11 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparsekit.kernels.lookup_layout import FixedLookup, SortedLookup
+from sparsekit.kernels.lookup_layout import SlidingLookup, SortedLookup
 from sparsekit.kernels.memory import aligned_empty
 from sparsekit.kernels.transpose import TransposedIndex, index_dtype, read_only, transposed_index
-
-_LOOKUP_RUN = 1  # stored weights of a neuron in one block, on average: fewer are faster without a lookup
 
 
 class Runs(NamedTuple):
@@ -113,7 +111,7 @@ class Plan:
         self.indptr, self.indices, self.shape, self.frozen = read_only(indptr), indices, shape, frozen
         self._orders: dict[tuple[str, int, int], Order] = {}
         self._runs: dict[tuple[int, int], Runs] = {}
-        self._lookup: SortedLookup | FixedLookup | None = None
+        self._lookup: SortedLookup | SlidingLookup | None = None
 
     @cached_property
     def transposed(self) -> TransposedIndex:
@@ -150,14 +148,15 @@ class Plan:
         return Order(index.indptr, None, index.rows, index.positions, False, self.frozen)
 
     def lookup(
-        self, layout: type[SortedLookup] | type[FixedLookup], values: np.ndarray
-    ) -> SortedLookup | FixedLookup | None:
-        """The weights for one sample; None where they may change, are not float32, or are too few in a block."""
-        if self._lookup is None and self.frozen and values.dtype == np.float32:
-            n_out, n_in = self.shape
-            if values.size >= _LOOKUP_RUN * n_out * -(-n_in // layout.TABLE):
-                order = _in_runs(self._new_runs(layout.TABLE), self.indices, None, layout.TABLE)
-                self._lookup = layout(order, values.reshape(-1), n_out)
+        self, layout: type[SortedLookup] | type[SlidingLookup], values: np.ndarray
+    ) -> SortedLookup | SlidingLookup | None:
+        """The weights for one sample; None where they may change, or the layout does not suit them."""
+        if self._lookup is None and self.frozen and layout.suits(self.shape, values):
+            if layout is SlidingLookup:
+                self._lookup = SlidingLookup(self.indptr, self.indices, values.reshape(-1))
+            else:
+                order = _in_runs(self._new_runs(SortedLookup.TABLE), self.indices, None, SortedLookup.TABLE)
+                self._lookup = SortedLookup(order, values.reshape(-1), self.shape[0])
         return self._lookup
 
     def _new_runs(self, block: int, parts: int = 1) -> Runs:
@@ -174,7 +173,7 @@ def _arrays(part: object) -> list[np.ndarray]:
     """The arrays that a part of a plan is or holds."""
     if isinstance(part, np.ndarray):
         return [part]
-    if isinstance(part, Order | SortedLookup | FixedLookup):
+    if isinstance(part, Order | SortedLookup | SlidingLookup):
         part = vars(part)
     held = part.values() if isinstance(part, dict) else part if isinstance(part, tuple) else ()
     return [array for one in held for array in _arrays(one)]

@@ -13,65 +13,82 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from sparsekit.kernels.emitter import INT32, INT64, Emitter
-from sparsekit.kernels.processor import LOOKUP_INPUTS, VECTOR_BYTES
+from sparsekit.kernels.processor import VECTOR_BYTES
 
 LANES = VECTOR_BYTES  # of a step: one for each byte of a vector
 STEP = LANES // 4 + LANES  # floats of a step: a byte and a weight for each lane
-_AHEAD = 32 * STEP  # floats, 10 KB with 64 lanes: so early a step is asked for
+_AHEAD = 2560  # floats, 10 KB: so early a step is asked for
 _PARTS = VECTOR_BYTES // 16  # of a vector, between which most instructions move nothing
 _BYTES, _SHORTS = ir.VectorType(ir.IntType(8), LANES), ir.VectorType(ir.IntType(16), LANES // 2)
 
 
-def group_sums(adds: bool, streams: int) -> Callable[..., None]:
-    """Make the loop over the groups of a block, with the layouts of :mod:`sparsekit.kernels.lookup_layout`.
+def group_sums() -> Callable[..., None]:
+    """Make the loop over the groups of a block of a :class:`sparsekit.kernels.lookup_layout.SortedLookup`.
 
-    ``f(steps, bounds, first, groups, apart, x, x0, sums, sums0, sums_apart)`` goes through a block of inputs,
-    those from x[x0], and for every k below `groups` through the k-th group of each of so many streams. That of
-    stream s has number g = first + k + s * apart and the steps bounds[g] to bounds[g + 1]. The sum of its lane l
-    goes to sums[sums0 + k * LANES + s * sums_apart + l].
+    ``f(steps, bounds, first, groups, x, x0, sums, sums0)`` goes through the groups of a block of inputs, those
+    from x[x0]. The k-th has the steps bounds[first + k] to bounds[first + k + 1]; the sum of its lane l goes to
+    sums[sums0 + k * LANES + l].
 
     The inputs are held in registers, by the four bytes of a number. Instructions that pick bytes pick those of as
     many inputs as there are lanes, without a load for each; eight more put the bytes of each number together.
     They do so in fours, which is why the layouts keep the inputs of a step in another order than its weights.
-
-    Parameters
-    ----------
-    adds : whether sums are added to what is there
-    streams : number of streams. The processor foresees what is read of several in turn; of one, steps are asked
-        for by instructions
     """
 
     @intrinsic
-    def group_sums(_, steps, bounds, first, groups, apart, x, x0, sums, sums0, sums_apart):
+    def group_sums(_, steps, bounds, first, groups, x, x0, sums, sums0):
         n = types.intp
-        return types.void(steps, bounds, n, n, n, x, n, sums, n, n), generate
+        return types.void(steps, bounds, n, n, x, n, sums, n), generate
 
     def generate(context, builder, signature, arguments):
         emit = Emitter(context, builder, signature)
-        steps, bounds, x, sums = (emit.data(arguments, k) for k in (0, 1, 5, 7))
+        steps, bounds, x, sums = (emit.data(arguments, k) for k in (0, 1, 4, 6))
         bounds = builder.gep(bounds, [arguments[2]])
-        x, sums = builder.gep(x, [arguments[6]]), builder.gep(sums, [arguments[8]])
-        pick = _pick_of_256(builder, x) if LOOKUP_INPUTS == 256 else _pick_of_32(builder, x)
+        x, sums = builder.gep(x, [arguments[5]]), builder.gep(sums, [arguments[7]])
+        pick = _pick_of_256(builder, x)
         chains = [cgutils.alloca_once(builder, emit.vector) for _ in range(4)]
-        loop = emit.loop if VECTOR_BYTES == 64 else emit.rolled_loop  # 16 registers are too few for two steps
-        with emit.loop(INT64(0), arguments[3]) as (k, _), emit.loop(INT64(0), INT64(streams)) as (s, _):
-            group = builder.add(k, builder.mul(s, arguments[4]))
-            place = builder.add(builder.mul(k, INT64(LANES)), builder.mul(s, arguments[9]))
-            place = builder.gep(sums, [place])
-            for t, chain in enumerate(chains):
-                builder.store(emit.load(place, t) if adds else emit.zero, chain)
-            begin, end = (builder.load(builder.gep(bounds, [builder.add(group, INT64(k))])) for k in (0, 1))
-            with loop(begin, end) as (number, _):
-                step = builder.gep(steps, [builder.mul(number, INT64(STEP))])
-                for line in range(STEP // 16 if streams == 1 else 0):
-                    emit.prefetch(builder.gep(step, [INT64(_AHEAD + 16 * line)]), once=True)
-                looked_up = _numbers(builder, pick(_vector_at(builder, step, 0, _BYTES)), emit.vector)
-                for t, (chain, inputs) in enumerate(zip(chains, looked_up, strict=True)):
-                    emit.add_product(chain, emit.load(step, 1 + t), inputs)
+        with emit.loop(INT64(0), arguments[3]) as (k, _):
+            for chain in chains:
+                builder.store(emit.zero, chain)
+            begin, end = (builder.load(builder.gep(bounds, [builder.add(k, INT64(e))])) for e in (0, 1))
+            with emit.loop(begin, end) as (number, _):
+                _add_step(emit, steps, number, pick, chains)
+            place = builder.gep(sums, [builder.mul(k, INT64(LANES))])
             for t, chain in enumerate(chains):
                 emit.store(builder.load(chain), place, t)
 
     return group_sums
+
+
+def window_sums() -> Callable[..., None]:
+    """Make the loop over a group of a :class:`sparsekit.kernels.lookup_layout.SlidingLookup`.
+
+    ``f(sums, sums0, steps, starts, begin, end, planes, length)`` goes through the steps from begin to end. Step s
+    looks inputs up among the 32 from number starts[s] on; byte k of input i is planes[k * length + i]. The sum of
+    lane l goes to sums[sums0 + l].
+
+    As :func:`group_sums`, but the tables, eight vectors, are loaded for every step: a load is free beside the
+    instructions that pick bytes.
+    """
+
+    @intrinsic
+    def window_sums(_, sums, sums0, steps, starts, begin, end, planes, length):
+        n = types.intp
+        return types.void(sums, n, steps, starts, n, n, planes, n), generate
+
+    def generate(context, builder, signature, arguments):
+        emit = Emitter(context, builder, signature)
+        sums, steps, starts, planes = (emit.data(arguments, k) for k in (0, 2, 3, 6))
+        planes = [builder.gep(planes, [builder.mul(arguments[7], INT64(k))]) for k in range(4)]
+        chains = [cgutils.alloca_once_value(builder, emit.zero) for _ in range(4)]
+        with emit.rolled_loop(arguments[4], arguments[5]) as (number, _):
+            start = builder.zext(builder.load(builder.gep(starts, [number])), INT64)
+            tables = [builder.gep(plane, [start]) for plane in planes]
+            _add_step(emit, steps, number, lambda index: _picked_of_32(builder, tables, index), chains)
+        place = builder.gep(sums, [arguments[1]])
+        for t, chain in enumerate(chains):
+            emit.store(builder.load(chain), place, t)
+
+    return window_sums
 
 
 def ranked_sums() -> Callable[..., None]:
@@ -114,45 +131,54 @@ def ranked_sums() -> Callable[..., None]:
 
 
 def sums_of_eight() -> Callable[..., None]:
-    """Make the loop over what a :class:`sparsekit.kernels.lookup_layout.FixedLookup` leaves over.
+    """Make the loop over what a :class:`sparsekit.kernels.lookup_layout.SlidingLookup` leaves over of 8 neurons.
 
-    ``f(sums, values, indices, start, end, x)`` computes, for l < 8,
-
-        sums[l] = sum over s from start to end of values[8 * s + l] * x[indices[8 * s + l]]
+    ``f(sums, sums0, steps, begin, end, x)`` goes through the steps from begin to end; the sum of lane l goes to
+    sums[sums0 + l].
     """
 
     @intrinsic
-    def sums_of_eight(_, sums, values, indices, start, end, x):
-        return types.void(sums, values, indices, types.intp, types.intp, x), generate
+    def sums_of_eight(_, sums, sums0, steps, begin, end, x):
+        n = types.intp
+        return types.void(sums, n, steps, n, n, x), generate
 
     def generate(context, builder, signature, arguments):
         emit = Emitter(context, builder, signature)
-        sums, values, indices, x = (emit.data(arguments, k) for k in (0, 1, 2, 5))
-        chains = [cgutils.alloca_once_value(builder, emit.zero) for _ in range(2)]
-        for number, group in emit.in_groups(arguments[3], arguments[4], (2, 1)):
-            slot = builder.mul(number, INT64(8))
-            inputs = list(emit.rows(x, indices, slot, 8 * group, INT64(1), together=True))
-            weights = builder.gep(values, [slot])
-            for t in range(group):
-                emit.add_product(chains[t], emit.load(weights, t), emit.gather(inputs[8 * t : 8 * t + 8]))
-        emit.store(emit.total(chains), sums, 0)
+        sums, steps, x = (emit.data(arguments, k) for k in (0, 2, 5))
+        chains = [cgutils.alloca_once_value(builder, emit.zero) for _ in range(3)]
+        with emit.rolled_loop(arguments[3], arguments[4]) as (number, _):
+            step = _step(emit, steps, number)
+            indices = builder.bitcast(step, ir.IntType(16).as_pointer())
+            for t, chain in enumerate(chains):
+                inputs = emit.gather(emit.rows(x, indices, INT64(8 * t), 8, INT64(1), together=True))
+                emit.add_product(chain, emit.load(step, 2 + t), inputs)
+        emit.store(emit.total(chains), builder.gep(sums, [arguments[1]]), 0)
 
     return sums_of_eight
 
 
+def _step(emit: Emitter, steps: Any, number: Any) -> Any:
+    """Pointer to a step; one that comes later is asked for.
+
+    With AVX-512 as read once, which was faster on Zen 5; with AVX2 not, which was no slower on Zen 3 and much
+    faster for weights that the second-level cache holds.
+    """
+    step = emit.builder.gep(steps, [emit.builder.mul(number, INT64(STEP))])
+    for line in range(-(-STEP // 16)):
+        emit.prefetch(emit.builder.gep(step, [INT64(_AHEAD + 16 * line)]), once=VECTOR_BYTES == 64)
+    return step
+
+
+def _add_step(emit: Emitter, steps: Any, number: Any, pick: Callable[[Any], list[Any]], chains: list[Any]) -> None:
+    """Add a step to the four chains, given what picks the bytes of its inputs."""
+    builder, step = emit.builder, _step(emit, steps, number)
+    looked_up = _numbers(builder, pick(_vector_at(builder, step, 0, _BYTES)), emit.vector)
+    for t, (chain, inputs) in enumerate(zip(chains, looked_up, strict=True)):
+        emit.add_product(chain, emit.load(step, 1 + t), inputs)
+
+
 def _vector_at(builder: Any, pointer: Any, offset: int, kind: Any) -> Any:
     return builder.load(builder.bitcast(builder.gep(pointer, [INT64(offset)]), kind.as_pointer()), align=1)
-
-
-def _bytes_of(builder: Any, x: Any, n: int, count: int) -> list[list[Any]]:
-    """The four bytes of n * count numbers: bytes k of each n of them as a vector, for k < 4."""
-    ints = ir.VectorType(INT32, n)
-    numbers = [_vector_at(builder, x, n * k, ints) for k in range(count)]
-    kind = ir.VectorType(ir.IntType(8), n)
-    return [
-        [builder.trunc(builder.lshr(some, ir.Constant(ints, [8 * k] * n)), kind) for some in numbers]
-        for k in range(4)
-    ]
 
 
 def _pick_of_256(builder: Any, x: Any) -> Callable[[Any], list[Any]]:
@@ -162,7 +188,12 @@ def _pick_of_256(builder: Any, x: Any) -> Callable[[Any], list[Any]]:
     """
     kind = ir.FunctionType(_BYTES, [_BYTES] * 3)
     pick = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpermi2var.qi.512")
-    table = _bytes_of(builder, x, 64, 4)
+    ints = ir.VectorType(INT32, 64)
+    numbers = [_vector_at(builder, x, 64 * k, ints) for k in range(4)]
+    table = [
+        [builder.trunc(builder.lshr(some, ir.Constant(ints, [8 * k] * 64)), _BYTES) for some in numbers]
+        for k in range(4)
+    ]
 
     def picked(index):
         upper_half = builder.icmp_signed("<", index, ir.Constant(_BYTES, None))
@@ -174,26 +205,22 @@ def _pick_of_256(builder: Any, x: Any) -> Callable[[Any], list[Any]]:
     return picked
 
 
-def _pick_of_32(builder: Any, x: Any) -> Callable[[Any], list[Any]]:
-    """As :func:`_pick_of_256` for 32 inputs in 8 registers and an index of 32 bytes.
+def _picked_of_32(builder: Any, tables: list[Any], index: Any) -> list[Any]:
+    """Byte k of those of 32 inputs that an index of 32 bytes names, for k < 4; tables[k] points to their bytes k.
 
     An instruction of AVX2 picks, in each half of a register, of 16 bytes; zero where the highest bit is set.
     """
     kind = ir.FunctionType(_BYTES, [_BYTES] * 2)
     pick = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pshuf.b")
-    both_halves = ir.Constant(ir.VectorType(INT32, 32), list(range(16)) * 2)
-    halves = _bytes_of(builder, x, 16, 2)
-    table = [[builder.shuffle_vector(half, half, both_halves) for half in pair] for pair in halves]
-    highest_bit = ir.Constant(_BYTES, [128] * 32)
+    sixteen, both_halves = ir.VectorType(ir.IntType(8), 16), list(range(16)) * 2
+    of_upper = builder.xor(index, ir.Constant(_BYTES, [128] * 32))
 
-    def picked(index):
-        of_upper = builder.xor(index, highest_bit)
-        return [
-            builder.or_(builder.call(pick, [lower, index]), builder.call(pick, [upper, of_upper]))
-            for lower, upper in table
-        ]
+    def picked(table, first, places):
+        half = _vector_at(builder, table, first, sixteen)
+        table = builder.shuffle_vector(half, half, ir.Constant(ir.VectorType(INT32, 32), both_halves))
+        return builder.call(pick, [table, places])
 
-    return picked
+    return [builder.or_(picked(table, 0, index), picked(table, 16, of_upper)) for table in tables]
 
 
 def _numbers(builder: Any, picked: list[Any], vector: Any) -> Iterator[Any]:
