@@ -28,7 +28,6 @@ class StoredMatrix(ABC):
 
     values: np.ndarray
     shape: tuple[int, int]
-    _frozen_values: np.ndarray | None = None  # of their own memory, which only kernels read
 
     @classmethod
     @abstractmethod
@@ -113,10 +112,8 @@ class StoredMatrix(ABC):
         if out is None:
             out = self._new(shape)
         else:
-            read = {"x": operand} if self._frozen_values is not None else {"x": operand, "values": self.values}
-            if bias is not None:
-                read["bias"] = bias
-            require_output(out, shape, self.dtype, **read)
+            read = {} if bias is None else {"bias": bias}
+            require_output(out, shape, self.dtype, x=operand, values=self.values, **read)
         result = self._matmul(operand, backend, out, bias, relu)
         return result if operand is x or np.ndim(x) == 2 else result[:, 0]
 
@@ -208,6 +205,7 @@ class SparseMatrix(StoredMatrix):
     """A stored matrix with an index, and the plan by which its products read it."""
 
     indices: np.ndarray
+    _frozen_values: np.ndarray | None = None
 
     def frozen(self) -> Self:
         """The same matrix for prediction: a read-only copy of the values, and products keep what they make.

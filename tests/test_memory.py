@@ -36,6 +36,14 @@ def test_aligned_arrays_start_on_a_cache_line(shape, dtype):
     assert (array == 1).all()
 
 
+def test_address_of_any_array():
+    array = np.arange(12.0).reshape(3, 4)
+    read_only = array.view()
+    read_only.flags.writeable = False
+    for one in (array, read_only, array[1:, 2:], array.T, array[3:]):
+        assert memory.address(one) == one.__array_interface__["data"][0]
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(0, 3), (1, 1), (1, 40), (15, 17), (16, 16), (33, 64), (100, 7), (800, 900)])
 def test_transposed(shape, dtype):

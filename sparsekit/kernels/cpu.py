@@ -203,7 +203,7 @@ def _whole_vectors(x: np.ndarray, readers: float) -> np.ndarray:
     n_rows, batch = x.shape
     vector = VECTOR_BYTES // x.itemsize
     width = -(-batch // vector) * vector if batch > vector // 2 else 1 << (batch - 1).bit_length()
-    if width == batch and (address(x) % LINE == 0 or readers < _COPY_READERS):
+    if width == batch and (readers < _COPY_READERS or address(x) % LINE == 0):
         return x
     copy = aligned_empty((n_rows, width), x.dtype)
     copy[:, :batch] = x

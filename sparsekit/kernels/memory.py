@@ -5,6 +5,7 @@ every load would cross; arrays from here start on a line.
 """
 
 import math
+from ctypes import addressof, c_char
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -32,13 +33,15 @@ def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     if n_bytes >= _POOLED:
         return _pool.take(n_bytes).view(dtype).reshape(shape)
     buffer = np.empty(n_bytes + LINE, dtype=np.uint8)
-    start = -address(buffer) % LINE
-    return buffer[start : start + n_bytes].view(dtype).reshape(shape)
+    return np.ndarray(shape, dtype, buffer, offset=-address(buffer) % LINE)
 
 
 def address(array: np.ndarray) -> int:
     """Where the first element of `array` lies, in bytes."""
-    return array.__array_interface__["data"][0]
+    try:
+        return addressof(c_char.from_buffer(array.data))
+    except (TypeError, ValueError):  # read-only, not contiguous or empty
+        return array.__array_interface__["data"][0]  # takes four times as long, 1.6 us
 
 
 def transposed(x: np.ndarray) -> np.ndarray:
