@@ -84,7 +84,8 @@ def read_sliding(layout, shape):
     """The weights that a layout holds as a dense array; and how many of them are left over."""
     weights, n_left = np.zeros(shape, np.float32), 0
     stretches = iter(zip(layout.bounds[:-1], layout.bounds[1:], strict=True))
-    for part in range(layout.rest_rows.size // 128):
+    by_place = np.argsort(layout.rest_places)
+    for part in range(by_place.size // 128):
         for first in range(part * 128, part * 128 + 128, 32):
             for step in range(*next(stretches)):
                 held = lanes_of(layout, step)
@@ -93,7 +94,7 @@ def read_sliding(layout, shape):
                     assert code < 16 or 128 <= code < 144
                     weights[first + lane, layout.starts[step] + code - 112 * (code >= 128)] += weight
         for first in range(part * 128, part * 128 + 128, 8):
-            rows = layout.rest_rows[first : first + 8]
+            rows = by_place[first : first + 8]
             assert (rows // 128 == part).all()  # the part that they are added to
             for step in range(*next(stretches)):
                 indices = layout.steps[step].view(np.uint16)[:24].reshape(3, 8)
@@ -102,7 +103,7 @@ def read_sliding(layout, shape):
                     np.add.at(weights, (rows[these != 0], inputs[these != 0]), these[these != 0])
                     n_left += np.count_nonzero(these)
     assert next(stretches, None) is None
-    assert sorted(layout.rest_rows) == list(range(layout.rest_rows.size))
+    assert sorted(layout.rest_places) == list(range(by_place.size))
     return weights, n_left
 
 

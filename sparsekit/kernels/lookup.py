@@ -36,7 +36,7 @@ def look_up(plan: Plan, values, x, bias, relu, out) -> bool:
             x = np.concatenate([x, np.zeros((-x.size % LOOKUP_INPUTS, 1), dtype=x.dtype)])
         return run(_sum_sorted, work, lookup.steps, lookup.bounds, lookup.ranks, x, bias, relu, out)
     return run(
-        _sum_sliding, work, lookup.steps, lookup.starts, lookup.bounds, lookup.rest_rows, x, bias, relu, out
+        _sum_sliding, work, lookup.steps, lookup.starts, lookup.bounds, lookup.rest_places, x, bias, relu, out
     )
 
 
@@ -80,35 +80,32 @@ def _byte_planes(x):
     """Byte k of every number as row k, each followed by zeros for windows that reach beyond x."""
     planes = np.zeros((4, x.size + _WINDOW), np.uint8)
     bits = x.view(np.uint32)
-    for k in range(4):
-        for i in range(x.size):
+    for i in range(x.size):
+        for k in range(4):
             planes[k, i] = (bits[i] >> np.uint32(8 * k)) & np.uint32(255)
     return planes
 
 
 @compiled
-def _sum_sliding(steps, starts, bounds, rest_rows, x, bias, relu, out):
+def _sum_sliding(steps, starts, bounds, rest_places, x, bias, relu, out):
     """As :func:`_sum_sorted`."""
     flat_steps, x, out = steps.reshape(-1), x.reshape(-1), out.reshape(-1)
     if not _is_finite(x):
         return False
     planes = _byte_planes(x)
     flat_planes, length = planes.reshape(-1), planes.shape[1]
-    sums = aligned_scratch(2 * rest_rows.size, x)  # for each part those of its neurons, and those of eight
-    for part in numba.prange(rest_rows.size // _ROWS):
+    sums, rest = aligned_scratch(rest_places.size, x), aligned_scratch(rest_places.size, x)
+    for part in numba.prange(rest_places.size // _ROWS):
         first, last = part * _ROWS, min(out.size, (part + 1) * _ROWS)
-        of_eight = first + rest_rows.size
         stretch = part * _STRETCHES
         for low in range(first, first + _ROWS, LANES):
             _window_sums(sums, low, flat_steps, starts, bounds[stretch], bounds[stretch + 1], flat_planes, length)
             stretch += 1
         for low in range(first, first + _ROWS, 8):
-            _sums_of_eight(sums, of_eight, flat_steps, bounds[stretch], bounds[stretch + 1], x)
-            for lane in range(8):
-                sums[rest_rows[low + lane]] += sums[of_eight + lane]
+            _sums_of_eight(rest, low, flat_steps, bounds[stretch], bounds[stretch + 1], x)
             stretch += 1
         for r in range(first, last):
-            out[r] = sums[r]
+            out[r] = sums[r] + rest[rest_places[r]]
         if bias.size:
             for r in range(first, last):
                 out[r] += bias[r]

@@ -105,8 +105,8 @@ class SlidingLookup:
     starts : uint16 (n_steps,), the first input of the window of each step; 0 for what is left over
     bounds : int64 (20 * n_parts + 1,). Each part of 128 neurons has 20 stretches of steps, for its 4 groups and
         for 16 times 8 neurons; stretch k owns the steps bounds[k] to bounds[k + 1]
-    rest_rows : int32 (128 * n_parts,), part by part the neurons that are taken 8 at a time. Those beyond the last
-        one have no weights
+    rest_places : uint32 (128 * n_parts,), the place of each neuron among those that are taken 8 at a time, in the
+        order of the stretches; beyond the last neuron are such without weights
     """
 
     TABLE: ClassVar = 32  # inputs
@@ -132,10 +132,10 @@ class SlidingLookup:
         rows = np.repeat(np.arange(indptr.size - 1), np.diff(indptr))
         groups = _by_group(n_steps[None], self.ROWS // self.LANES)[0]  # those of each part
         n_left = np.bincount(rows[left], minlength=len(groups) * self.ROWS)
-        rest_rows = np.lexsort([n_left, np.arange(n_left.size) // self.ROWS])
-        eights = -(-n_left[rest_rows].reshape(len(groups), -1, 8).max(axis=2) // self._REST)
+        by_length = np.lexsort([n_left, np.arange(n_left.size) // self.ROWS])
+        eights = -(-n_left[by_length].reshape(len(groups), -1, 8).max(axis=2) // self._REST)
         self.bounds = _edges(np.concatenate([groups, eights], axis=1))
-        self.rest_rows = read_only(rest_rows.astype(np.int32))
+        self.rest_places = read_only(np.argsort(by_length).astype(np.uint32))
         first_of_groups, first_of_eights = np.split(
             self.bounds[:-1].reshape(-1, self.STRETCHES), [groups.shape[1]], axis=1
         )
@@ -149,7 +149,7 @@ class SlidingLookup:
         starts[step] = start[~left]
         self.starts = read_only(starts)
 
-        eight, lane = np.divmod(np.argsort(rest_rows)[rows[left]], 8)
+        eight, lane = np.divmod(self.rest_places[rows[left]].astype(np.int64), 8)
         number = np.arange(eight.size) - (np.cumsum(n_left) - n_left)[rows[left]]
         step, third = np.divmod(number, self._REST)
         step += first_of_eights.reshape(-1)[eight]
