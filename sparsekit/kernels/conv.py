@@ -36,7 +36,7 @@ from sparsekit.kernels.memory import LINE, address
 from sparsekit.kernels.plan import Runs
 from sparsekit.kernels.processor import CACHE_BYTES, VECTOR_BYTES, lanes
 from sparsekit.kernels.rectify import rectify, rectify_scaled
-from sparsekit.kernels.scratch import aligned_scratch, start_rows
+from sparsekit.kernels.scratch import aligned_scratch, copy_part, start_rows
 from sparsekit.kernels.simd import copy_rows, fence, final_runs, run_products, weighted_runs
 from sparsekit.kernels.transpose import read_only
 
@@ -222,11 +222,11 @@ def _copy_pixels(target, t0, t_stride, source, s0, s_stride, n_pixels, samples, 
         for k in range(0, have, lanes(source)):
             _copy_vectors(target, t0 + k, t_stride, source, s0 + k, s_stride, n_pixels)
     elif have == t_stride and have == s_stride:
-        target[t0 : t0 + n_pixels * have] = source[s0 : s0 + n_pixels * have]
+        copy_part(target, t0, source, s0, n_pixels * have)
     else:
         for k in range(n_pixels):
             here = t0 + k * t_stride
-            target[here : here + have] = source[s0 + k * s_stride :][:have]
+            copy_part(target, here, source, s0 + k * s_stride, have)
             if t_stride == samples:
                 target[here + have : here + samples] = 0
 

@@ -38,7 +38,7 @@ from sparsekit.kernels.memory import LINE, address, aligned_empty
 from sparsekit.kernels.plan import Order, Plan
 from sparsekit.kernels.processor import CACHE_BYTES, VECTOR_BYTES, lanes
 from sparsekit.kernels.rectify import finish_row, rectify
-from sparsekit.kernels.scratch import aligned_scratch, start_rows
+from sparsekit.kernels.scratch import aligned_scratch, copy_part, start_rows
 from sparsekit.kernels.simd import (
     copy_rows,
     copy_runs,
@@ -276,13 +276,14 @@ def _gather_wide(values, indices, indptr, x, bias, relu, out):
 @numba.njit
 def _copy_tile(x, first_row, n_rows, column, width, tile):
     """tile = x[first_row : first_row + n_rows, column : column + width], zero beyond the last column."""
-    have = x.shape[1] - column
+    batch, flat_x = x.shape[1], x.reshape(-1)
+    have, first = batch - column, first_row * batch + column
     if have >= width:
-        _copy_rows(tile, 0, width, x.reshape(-1), first_row * x.shape[1] + column, x.shape[1], n_rows)
+        _copy_rows(tile, 0, width, flat_x, first, batch, n_rows)
         return
     tile[: n_rows * width] = 0
     for i in range(n_rows):
-        tile[i * width : i * width + have] = x[first_row + i, column:]
+        copy_part(tile, i * width, flat_x, first + i * batch, have)
 
 
 @compiled
@@ -326,7 +327,7 @@ def _gather_tiles(values, indices, indptr, rows, block, n_parts, in_place, x, bi
                 here = (r - low) * width
                 if relu:
                     rectify(y, here, here + have)
-                out[r, column:] = y[here : here + have]
+                copy_part(flat_out, r * batch + column, y, here, have)
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""Memory that compiled loops take for themselves."""
+"""Memory that compiled loops take for themselves, and how they fill it."""
 
 import numba
 import numpy as np
@@ -21,3 +21,14 @@ def start_rows(y, bias, first_row, width):
     if bias.size:
         for r in range(y.size // width):
             y[r * width : (r + 1) * width] = bias[first_row + r]
+
+
+@numba.njit(inline="always")
+def copy_part(target, t0, source, s0, n):
+    """target[t0 : t0 + n] = source[s0 : s0 + n].
+
+    Numba takes half a second to compile such an assignment, and two if one of the arrays is a matrix.
+    """
+    to, part = target[t0 : t0 + n], source[s0 : s0 + n]
+    for k in range(n):
+        to[k] = part[k]
