@@ -94,21 +94,6 @@ class Emitter:
     def loop(self, start: _Value, end: _Value, step: int = 1) -> Any:
         return cgutils.for_range_slice(self.builder, start, end, INT64(step), intp=INT64)
 
-    @contextmanager
-    def rolled_loop(self, start: _Value, end: _Value) -> Iterator[tuple[_Value, None]]:
-        """:meth:`loop` for a body that takes all registers: LLVM unrolls no loop whose end it cannot foresee."""
-        place = cgutils.alloca_once_value(self.builder, start)
-        head, body, behind = (self.builder.append_basic_block(name) for name in ("head", "body", "behind"))
-        self.builder.branch(head)
-        self.builder.position_at_end(head)
-        number = self.barrier(self.builder.load(place), "r")
-        self.builder.cbranch(self.builder.icmp_signed("<", number, end), body, behind)
-        self.builder.position_at_end(body)
-        yield number, None
-        self.builder.store(self.builder.add(number, INT64(1)), place)
-        self.builder.branch(head)
-        self.builder.position_at_end(behind)
-
     def in_groups(self, start: _Value, end: _Value, sizes: tuple[int, ...]) -> Iterator[tuple[_Value, int]]:
         """A loop for each size, powers of two down to 1: first slot and size of the groups from start to end."""
         for size in sizes:

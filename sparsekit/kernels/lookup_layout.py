@@ -130,7 +130,7 @@ class SlidingLookup:
         step, start, n_steps = _scheduled(indptr, indices)
         left = step < 0
         rows = np.repeat(np.arange(indptr.size - 1), np.diff(indptr))
-        groups = _by_group(n_steps[None], self.ROWS // self.LANES)[0]  # those of each part
+        groups = _by_group(n_steps, self.ROWS // self.LANES)  # those of each part
         n_left = np.bincount(rows[left], minlength=len(groups) * self.ROWS)
         by_length = np.lexsort([n_left, np.arange(n_left.size) // self.ROWS])
         eights = -(-n_left[by_length].reshape(len(groups), -1, 8).max(axis=2) // self._REST)
@@ -168,7 +168,7 @@ def _scheduled(indptr: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.
     """
     width, lanes, never = SlidingLookup.TABLE, SlidingLookup.LANES, 1 << 17
     inputs = np.append(indices.astype(np.int64), never)  # the next one of a lane that has no more
-    place, end = (_by_group(edges[None], lanes)[0].astype(np.int64) for edges in (indptr[:-1], indptr[1:]))
+    place, end = (_by_group(edges, lanes).astype(np.int64) for edges in (indptr[:-1], indptr[1:]))
     apart = np.arange(len(place))[:, None] * (never + width)  # no window reaches the inputs of the next group
     step, start = np.full((2, indices.size), -1)
     n_steps = np.zeros(len(place), dtype=np.int64)
@@ -204,9 +204,10 @@ def byte_of_lane(lane: np.ndarray, lanes: int) -> np.ndarray:
 
 
 def _by_group(counts: np.ndarray, lanes: int) -> np.ndarray:
-    """(n_blocks, n_rows) as (n_blocks, n_groups, lanes), filled up with zeros."""
-    filled = np.pad(counts, ((0, 0), (0, -counts.shape[1] % lanes)))
-    return filled.reshape(len(counts), -1, lanes)
+    """(..., n_rows) as (..., n_groups, lanes), filled up with zeros."""
+    *before, n_rows = counts.shape
+    filled = np.pad(counts, [*((0, 0) for _ in before), (0, -n_rows % lanes)])
+    return filled.reshape(*before, -1, lanes)
 
 
 def _edges(lengths: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import numba
 
 from sparsekit.kernels.compiled import compiled, run
+from sparsekit.kernels.scratch import copy_part
 
 
 def max_pool(x, kernel, stride, out, winner):
@@ -25,10 +26,8 @@ def _max_pool(x, kernel_height, kernel_width, down, right, out, winner):
         for h in range(out.shape[1]):
             for w in range(out.shape[2]):
                 best, place = out[c, h, w], winner[c, h, w]
-                first = x[c, h * down, w * right]
-                for n in range(batch):
-                    best[n] = first[n]
-                    place[n] = 0
+                copy_part(best, 0, x[c, h * down, w * right], 0, batch)
+                place[:] = 0
                 for k in range(1, kernel_height * kernel_width):
                     candidate = x[c, h * down + k // kernel_width, w * right + k % kernel_width]
                     mark = winner.dtype.type(k)
