@@ -2,6 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Self
 
@@ -12,6 +13,7 @@ from sparsekit.errors import InputError
 from sparsekit.kernels.memory import aligned_empty
 from sparsekit.kernels.plan import Plan
 
+_NO_BIAS = np.empty(0, dtype=np.float32)
 FLOAT_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -206,6 +208,30 @@ class SparseMatrix(StoredMatrix):
 
     indices: np.ndarray
     _frozen_values: np.ndarray | None = None
+    _one_sample: Callable[..., bool] | None = None  # that of the plan, as soon as it has one
+
+    def matmul(
+        self,
+        x: np.ndarray,
+        backend: str = "cpu",
+        out: np.ndarray | None = None,
+        *,
+        bias: np.ndarray | None = None,
+        relu: bool = False,
+    ) -> np.ndarray:
+        """As :meth:`StoredMatrix.matmul`; one sample goes to compiled code unseen, which checks it in no time."""
+        if self._one_sample is not None and backend == "cpu" and getattr(x, "shape", ())[1:] == (1,):
+            target = np.empty((self.shape[0], 1), self.values.dtype) if out is None else out
+            try:
+                no_bias = bias is None  # which kernels see as one of no neurons
+                if (no_bias or len(bias) > 0) and self._one_sample(x, _NO_BIAS if no_bias else bias, relu, target):
+                    return target
+            except TypeError:  # arrays of another kind; finding that out takes longer than the product
+                self._one_sample = None
+        result = super().matmul(x, backend, out, bias=bias, relu=relu)
+        if self._frozen_values is not None and self.plan.one_sample and "_one_sample" not in vars(self):
+            self._one_sample = self.plan.one_sample
+        return result
 
     def frozen(self) -> Self:
         """The same matrix for prediction: a read-only copy of the values, and products keep what they make.

@@ -6,17 +6,20 @@ permutations look 32 or 64 inputs up at a time. For weights that never change, s
 """
 
 import math
+from functools import partial
+from typing import Any
 
 import numba
 import numpy as np
 
-from sparsekit.kernels.compiled import compiled, run
+from sparsekit.kernels.compiled import compiled, is_parallel, run
 from sparsekit.kernels.lookup_layout import SlidingLookup, SortedLookup
+from sparsekit.kernels.memory import LINE
 from sparsekit.kernels.plan import Plan
 from sparsekit.kernels.processor import LOOKUP_INPUTS
 from sparsekit.kernels.rectify import finish_row, rectify
 from sparsekit.kernels.scratch import aligned_scratch
-from sparsekit.kernels.simd_lookup import LANES, group_sums, ranked_sums, sums_of_eight, window_sums
+from sparsekit.kernels.simd_lookup import LANES, byte_planes, group_sums, ranked_sums, sums_of_eight, window_sums
 
 _LAYOUT = {layout.TABLE: layout for layout in (SortedLookup, SlidingLookup)}.get(LOOKUP_INPUTS)
 
@@ -35,13 +38,16 @@ def look_up(plan: Plan, values, x, bias, relu, out) -> bool:
         if x.size % LOOKUP_INPUTS:
             x = np.concatenate([x, np.zeros((-x.size % LOOKUP_INPUTS, 1), dtype=x.dtype)])
         return run(_sum_sorted, work, lookup.steps, lookup.bounds, lookup.ranks, x, bias, relu, out)
-    return run(
-        _sum_sliding, work, lookup.steps, lookup.starts, lookup.bounds, lookup.rest_places, x, bias, relu, out
-    )
+    done = run(_sum_sliding, work, lookup.memory, x, bias, relu, out)
+    if not is_parallel(work):
+        kernel: Any = _sum_sliding.serial
+        kernel.disable_compile()  # for other kinds of arguments: they are to be refused
+        plan.one_sample = partial(kernel, lookup.memory)
+    return done
 
 
-_group_sums, _window_sums = group_sums(), window_sums()
-_ranked_sums, _sums_of_eight = ranked_sums(), sums_of_eight()
+_group_sums, _ranked_sums = group_sums(), ranked_sums()
+_byte_planes, _window_sums, _sums_of_eight = byte_planes(), window_sums(), sums_of_eight()
 _ROWS, _STRETCHES, _WINDOW = SlidingLookup.ROWS, SlidingLookup.STRETCHES, SlidingLookup.TABLE
 
 
@@ -75,31 +81,47 @@ def _sum_sorted(steps, bounds, ranks, x, bias, relu, out):
     return True
 
 
-@numba.njit
-def _byte_planes(x):
-    """Byte k of every number as row k, each followed by zeros for windows that reach beyond x."""
-    planes = np.zeros((4, x.size + _WINDOW), np.uint8)
-    bits = x.view(np.uint32)
-    for i in range(x.size):
-        for k in range(4):
-            planes[k, i] = (bits[i] >> np.uint32(8 * k)) & np.uint32(255)
-    return planes
+@numba.njit(inline="always")
+def _overlaps(array, low, high):
+    """Whether it takes any of the bytes from low to high."""
+    begin = array.ctypes.data
+    return begin < high and low < begin + array.nbytes
+
+
+@numba.njit(inline="always")
+def _suit(x, bias, out, n_out, n_in, low, high):
+    """Whether shapes are as they should, and out overlaps nothing that is read, nor the bytes from low to high."""
+    shapes = x.shape == (n_in, 1) and out.shape == (n_out, 1) and (bias.size == 0 or bias.size == n_out)
+    apart = not _overlaps(out, x.ctypes.data, x.ctypes.data + x.nbytes)
+    apart = apart and not _overlaps(out, bias.ctypes.data, bias.ctypes.data + bias.nbytes)
+    return shapes and apart and not _overlaps(out, low, high)
 
 
 @compiled
-def _sum_sliding(steps, starts, bounds, rest_places, x, bias, relu, out):
-    """As :func:`_sum_sorted`."""
-    flat_steps, x, out = steps.reshape(-1), x.reshape(-1), out.reshape(-1)
+def _sum_sliding(memory, x, bias, relu, out):
+    """As :func:`_sum_sorted`, with the memory of a :class:`SlidingLookup`; if also the other arguments suit it."""
+    head = memory[:80].view(np.int64)
+    n_out, n_in, low, high = head[0], head[1], head[2], head[3]
+    if not _suit(x, bias, out, n_out, n_in, low, high):
+        return False
+    x, out = x.reshape(-1), out.reshape(-1)
     if not _is_finite(x):
         return False
-    planes = _byte_planes(x)
-    flat_planes, length = planes.reshape(-1), planes.shape[1]
+    bounds = memory[head[4] : head[5]].view(np.int64)
+    order = memory[head[5] : head[6]].view(np.uint16)
+    rest_places = memory[head[6] : head[7]].view(np.uint32)
+    starts = memory[head[7] : head[8]].view(np.uint16)
+    flat_steps = memory[head[8] : head[9]].view(np.float32)
+    # Half a line beyond whole ones: loads from planes that share their last bits would wait for each other.
+    length = -(-order.size // LINE) * LINE + _WINDOW
+    planes = np.empty(4 * length, np.uint8)
+    _byte_planes(x, order, order.size, planes, length, flat_steps)
     sums, rest = aligned_scratch(rest_places.size, x), aligned_scratch(rest_places.size, x)
     for part in numba.prange(rest_places.size // _ROWS):
         first, last = part * _ROWS, min(out.size, (part + 1) * _ROWS)
         stretch = part * _STRETCHES
         for low in range(first, first + _ROWS, LANES):
-            _window_sums(sums, low, flat_steps, starts, bounds[stretch], bounds[stretch + 1], flat_planes, length)
+            _window_sums(sums, low, flat_steps, starts, bounds[stretch], bounds[stretch + 1], planes, length)
             stretch += 1
         for low in range(first, first + _ROWS, 8):
             _sums_of_eight(rest, low, flat_steps, bounds[stretch], bounds[stretch + 1], x)

@@ -9,14 +9,16 @@ in what they do about neurons that have more weights in a block than their neigh
     with the 256 inputs that 16 registers of 64 bytes hold.
 :class:`SlidingLookup`
     lets every neuron keep its lane, so that sums stay in registers, and the table move on by as few inputs as
-    suits the neurons of a step. For tables of 32 inputs, which are built as fast as a step is computed.
+    suits the neurons of a step. The inputs are put in an order that keeps the neurons together. For tables of 32
+    inputs, which are built as fast as a step is computed.
 """
 
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from sparsekit.kernels.memory import aligned_empty
+from sparsekit.kernels.even_order import even_order
+from sparsekit.kernels.memory import LINE, address, aligned_empty
 from sparsekit.kernels.transpose import index_dtype, read_only
 
 if TYPE_CHECKING:
@@ -78,16 +80,17 @@ _FILLED = 8  # lanes of a step that take a weight, at least: fewer weights are l
 class SlidingLookup:
     """Weights for tables of 32 inputs and steps of 32 lanes; those left over for gathers of 8 lanes.
 
-    Neuron r has lane r % 32 of group r // 32. Every step of a group has a window of 32 inputs, which starts at the
-    next weight of one of the lanes, and takes the next weight of every lane that has it in there. The other lanes
-    are filled up with zeros: they are ahead, and wait until the window has come closer. What lies before the
-    window is left over. Of the lanes where the window may start, the one is chosen by which most weights are
-    taken; each that is left over counts as half a weight less. A step that would take fewer than 8 is left out,
-    and its weights left over.
+    Neuron r has lane r % 32 of group r // 32. The inputs are put in an order that keeps the neurons together
+    (:func:`sparsekit.kernels.even_order.even_order`). Every step of a group has a window of 32 of them, which
+    starts at the next weight of one of the lanes, and takes the next weight of every lane that has it in there.
+    The other lanes are filled up with zeros: they are ahead, and wait until the window has come closer. What lies
+    before the window is left over. Of the lanes where the window may start, the one is chosen by which most
+    weights are taken; each that is left over counts as half a weight less. A step that would take fewer than 8 is
+    left out, and its weights left over.
 
-    For the weights that are left over, a tenth or so, the neurons of each 128 are sorted by how many they have and
-    taken 8 at a time: steps of three times 8 weights. They follow the steps of their 128 neurons, so that memory
-    is read in one sequence. At 90 % a weight takes 6 bytes, of which 5 are its own.
+    For the weights that are left over, a twentieth or so, the neurons of each 128 are sorted by how many they have
+    and taken 8 at a time: steps of three times 8 weights. They follow the steps of their 128 neurons, so that
+    memory is read in one sequence. At 90 % a weight takes 5.6 bytes, of which 5 are its own.
 
     Parameters
     ----------
@@ -97,16 +100,19 @@ class SlidingLookup:
 
     Attributes
     ----------
+    memory : uint8, all that follows in one piece, so that a product is called with a single array. First are the
+        shape, where `values` lie from and to, and where each of the other arrays lies, int64
+    bounds : int64 (20 * n_parts + 1,). Each part of 128 neurons has 20 stretches of steps, for its 4 groups and
+        for 16 times 8 neurons; stretch k owns the steps bounds[k] to bounds[k + 1]
+    order : uint16, the inputs in the order in which windows meet them; input 0 once more up to a multiple of 32
+    rest_places : uint32 (128 * n_parts,), the place of each neuron among those that are taken 8 at a time, in the
+        order of the stretches; beyond the last neuron are such without weights
+    starts : uint16 (n_steps,), where in the order the window of each step begins; 0 for what is left over
     steps : float32 (n_steps, 40). The first 32 bytes are the inputs of 32 lanes, in the order of
         :func:`byte_of_lane`: input i of a window as i, or as 112 + i from 16 on. An instruction that looks up 16
         bytes takes a byte from 128 on for a zero, so the two halves of a table can be added up. Behind them are
         the 32 weights.
         Steps of what is left over begin with the inputs of 24 weights, uint16, and end with these weights
-    starts : uint16 (n_steps,), the first input of the window of each step; 0 for what is left over
-    bounds : int64 (20 * n_parts + 1,). Each part of 128 neurons has 20 stretches of steps, for its 4 groups and
-        for 16 times 8 neurons; stretch k owns the steps bounds[k] to bounds[k + 1]
-    rest_places : uint32 (128 * n_parts,), the place of each neuron among those that are taken 8 at a time, in the
-        order of the stretches; beyond the last neuron are such without weights
     """
 
     TABLE: ClassVar = 32  # inputs
@@ -126,51 +132,72 @@ class SlidingLookup:
         enough = n_out >= _FILLED and 2 * values.size >= n_out * -(-n_in // cls.TABLE)
         return values.dtype == np.float32 and enough and n_in <= cls._INPUTS
 
-    def __init__(self, indptr: np.ndarray, indices: np.ndarray, values: np.ndarray) -> None:
-        step, start, n_steps = _scheduled(indptr, indices)
+    def __init__(self, indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, n_inputs: int) -> None:
+        order = even_order(indptr, indices, n_inputs)
+        n_rows = indptr.size - 1
+        rows, places = np.repeat(np.arange(n_rows), np.diff(indptr)), np.argsort(order)[indices]
+        in_order = np.lexsort([places, rows])
+        places, indices, weights = places[in_order], indices[in_order], values[in_order]
+        step, start, n_steps = _scheduled(indptr, places)
         left = step < 0
-        rows = np.repeat(np.arange(indptr.size - 1), np.diff(indptr))
-        groups = _by_group(n_steps, self.ROWS // self.LANES)  # those of each part
-        n_left = np.bincount(rows[left], minlength=len(groups) * self.ROWS)
-        by_length = np.lexsort([n_left, np.arange(n_left.size) // self.ROWS])
-        eights = -(-n_left[by_length].reshape(len(groups), -1, 8).max(axis=2) // self._REST)
-        self.bounds = _edges(np.concatenate([groups, eights], axis=1))
-        self.rest_places = read_only(np.argsort(by_length).astype(np.uint32))
-        first_of_groups, first_of_eights = np.split(
-            self.bounds[:-1].reshape(-1, self.STRETCHES), [groups.shape[1]], axis=1
-        )
+        number, rest_places, n_rests = self._left_over(rows[left], n_rows)
+        bounds = _edges(np.concatenate([_by_group(n_steps, self.ROWS // self.LANES), n_rests], axis=1))
+        first = bounds[:-1].reshape(-1, self.STRETCHES)
+        first_of_groups, first_of_eights = np.split(first, [self.ROWS // self.LANES], axis=1)
 
         group, lane = np.divmod(rows[~left], self.LANES)
         step = first_of_groups.reshape(-1)[group] + step[~left]
-        inputs = indices[~left] - start[~left]
+        inputs = places[~left] - start[~left]
         coded = inputs + np.where(inputs < 16, 0, 112)
-        self.steps = _steps(self.bounds[-1], self.LANES, step, lane, coded, values[~left])
-        starts = np.zeros(len(self.steps), dtype=np.uint16)
+        steps = _steps(bounds[-1], self.LANES, step, lane, coded, weights[~left])
+        starts = np.zeros(len(steps), dtype=np.uint16)
         starts[step] = start[~left]
-        self.starts = read_only(starts)
 
-        eight, lane = np.divmod(self.rest_places[rows[left]].astype(np.int64), 8)
-        number = np.arange(eight.size) - (np.cumsum(n_left) - n_left)[rows[left]]
+        eight, lane = np.divmod(rest_places[rows[left]], 8)
         step, third = np.divmod(number, self._REST)
         step += first_of_eights.reshape(-1)[eight]
-        self.steps[step, 16 + 8 * third + lane] = values[left]
-        self.steps.view(np.uint16)[step, 8 * third + lane] = indices[left]
+        steps[step, 16 + 8 * third + lane] = weights[left]
+        steps.view(np.uint16)[step, 8 * third + lane] = indices[left]
+
+        padded = np.pad(order.astype(np.uint16), (0, -n_inputs % self.TABLE))
+        head = n_rows, n_inputs, address(values), address(values) + values.nbytes
+        self.memory, arrays = _in_one_piece(head, (bounds, padded, rest_places.astype(np.uint32), starts, steps))
+        self.bounds, self.order, self.rest_places, self.starts, self.steps = arrays
+
+    def _left_over(self, rows: np.ndarray, n_rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What is left over, given its neurons, in steps of eights.
+
+        Returns
+        -------
+        number : int64, of each weight among those of its neuron
+        places : int64 (128 * n_parts,), `rest_places`
+        n_steps : int64 (n_parts, 16), of each eight
+        """
+        counts = np.bincount(rows, minlength=-(-n_rows // self.ROWS) * self.ROWS)
+        by_count = np.lexsort([counts, np.arange(counts.size) // self.ROWS])
+        longest = counts[by_count].reshape(-1, self.ROWS // 8, 8).max(axis=2)
+        number = np.arange(rows.size) - (np.cumsum(counts) - counts)[rows]
+        return number, np.argsort(by_count), -(-longest // self._REST)
 
 
-def _scheduled(indptr: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _scheduled(indptr: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The steps of a :class:`SlidingLookup`: one after the other, those of all groups side by side.
+
+    Parameters
+    ----------
+    places : int64 (nnz,), where in the order of the inputs that of each weight is, ascending in each row
 
     Returns
     -------
     step : int64 (nnz,), the step of each weight, counted from the first of its group; -1 where it is left over
-    start : int64 (nnz,), the first input of the step's window
+    start : int64 (nnz,), where the step's window begins
     n_steps : int64 (n_groups,)
     """
     width, lanes, never = SlidingLookup.TABLE, SlidingLookup.LANES, 1 << 17
-    inputs = np.append(indices.astype(np.int64), never)  # the next one of a lane that has no more
+    inputs = np.append(places, never)  # the next one of a lane that has no more
     place, end = (_by_group(edges, lanes).astype(np.int64) for edges in (indptr[:-1], indptr[1:]))
     apart = np.arange(len(place))[:, None] * (never + width)  # no window reaches the inputs of the next group
-    step, start = np.full((2, indices.size), -1)
+    step, start = np.full((2, places.size), -1)
     n_steps = np.zeros(len(place), dtype=np.int64)
     while (place < end).any():
         following = inputs[np.where(place < end, place, -1)]
@@ -235,3 +262,21 @@ def _steps(
     steps[step, lanes // 4 + lane] = weights
     steps.view(np.uint8)[step, byte_of_lane(lane, lanes)] = inputs
     return steps
+
+
+def _in_one_piece(numbers: tuple[int, ...], arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Memory for all arrays, each on a cache line, and the arrays in it. First are the numbers and their places.
+
+    Places are where each begins, and where the last one ends.
+    """
+    in_lines = [-(-array.nbytes // LINE) * LINE for array in arrays]
+    head_bytes = 8 * (len(numbers) + len(arrays) + 1)
+    places = -(-head_bytes // LINE) * LINE + np.append(0, np.cumsum(in_lines))
+    memory = aligned_empty((int(places[-1]),), np.uint8)
+    memory[:head_bytes].view(np.int64)[:] = [*numbers, *places]
+    parts = []
+    for place, array in zip(places, arrays, strict=False):
+        part = memory[place : place + array.nbytes].view(array.dtype).reshape(array.shape)
+        part[...] = array
+        parts.append(read_only(part))
+    return read_only(memory), parts

@@ -97,6 +97,9 @@ class Plan:
     Attributes
     ----------
     frozen : whether the values never change, so that what is made from them is kept
+    one_sample : f(x, bias, relu, out) computes out = W x as a kernel does, and says whether it could: it looks at
+        shapes and memory itself, in compiled code. For arrays of other kinds than it was compiled for it raises a
+        TypeError. None where there is no such function
 
     Parameters
     ----------
@@ -111,6 +114,7 @@ class Plan:
         self.indptr, self.indices, self.shape, self.frozen = read_only(indptr), indices, shape, frozen
         self._orders: dict[tuple[str, int, int], Order] = {}
         self._runs: dict[tuple[int, int], Runs] = {}
+        self.one_sample: Callable[..., bool] | None = None
         self._lookup: SortedLookup | SlidingLookup | None = None
 
     @cached_property
@@ -153,7 +157,7 @@ class Plan:
         """The weights for one sample; None where they may change, or the layout does not suit them."""
         if self._lookup is None and self.frozen and layout.suits(self.shape, values):
             if layout is SlidingLookup:
-                self._lookup = SlidingLookup(self.indptr, self.indices, values.reshape(-1))
+                self._lookup = SlidingLookup(self.indptr, self.indices, values.reshape(-1), self.shape[1])
             else:
                 order = _in_runs(self._new_runs(SortedLookup.TABLE), self.indices, None, SortedLookup.TABLE)
                 self._lookup = SortedLookup(order, values.reshape(-1), self.shape[0])
@@ -173,7 +177,9 @@ def _arrays(part: object) -> list[np.ndarray]:
     """The arrays that a part of a plan is or holds."""
     if isinstance(part, np.ndarray):
         return [part]
-    if isinstance(part, Order | SortedLookup | SlidingLookup):
+    if isinstance(part, SlidingLookup):
+        return [part.memory]
+    if isinstance(part, Order | SortedLookup):
         part = vars(part)
     held = part.values() if isinstance(part, dict) else part if isinstance(part, tuple) else ()
     return [array for one in held for array in _arrays(one)]

@@ -19,7 +19,7 @@ LANES = VECTOR_BYTES  # of a step: one for each byte of a vector
 STEP = LANES // 4 + LANES  # floats of a step: a byte and a weight for each lane
 _AHEAD = 2560  # floats, 10 KB: so early a step is asked for
 _PARTS = VECTOR_BYTES // 16  # of a vector, between which most instructions move nothing
-_BYTES, _SHORTS = ir.VectorType(ir.IntType(8), LANES), ir.VectorType(ir.IntType(16), LANES // 2)
+_BYTES, _SHORTS, _WORDS, _LONGS = (ir.VectorType(ir.IntType(8 * size), LANES // size) for size in (1, 2, 4, 8))
 
 
 def group_sums() -> Callable[..., None]:
@@ -57,6 +57,36 @@ def group_sums() -> Callable[..., None]:
                 emit.store(builder.load(chain), place, t)
 
     return group_sums
+
+
+def byte_planes() -> Callable[..., None]:
+    """Make the loop that puts the inputs of a :class:`sparsekit.kernels.lookup_layout.SlidingLookup` in order.
+
+    ``f(x, order, n, planes, length, steps)`` sets byte i of planes[k * length :] to byte k of x[order[i]], for
+    i < n, a multiple of 32. Meanwhile the first steps are asked for, a line of them for each 16 inputs.
+    """
+
+    @intrinsic
+    def byte_planes(_, x, order, n, planes, length, steps):
+        return types.void(x, order, types.intp, planes, types.intp, steps), generate
+
+    def generate(context, builder, signature, arguments):
+        emit = Emitter(context, builder, signature)
+        x, order, planes, steps = (emit.data(arguments, k) for k in (0, 1, 3, 5))
+        with emit.loop(INT64(0), arguments[2], LANES) as (first, _):
+            for line in range(0, LANES, 16):
+                emit.prefetch(builder.gep(steps, [builder.add(first, INT64(line))]))
+            numbers = []
+            for v in range(4):  # four numbers for each 16 bytes of a plane
+                slots = (builder.add(first, INT64(16 * part + 4 * v)) for part in range(_PARTS))
+                rows = [row for slot in slots for row in emit.rows(x, order, slot, 4, INT64(1), together=True)]
+                numbers.append(builder.bitcast(emit.gather(rows), _BYTES))
+            for k, plane in enumerate(_planes(builder, numbers)):
+                place = builder.add(builder.mul(arguments[4], INT64(k)), first)
+                place = builder.bitcast(builder.gep(planes, [place]), _BYTES.as_pointer())
+                builder.store(plane, place, align=1)
+
+    return byte_planes
 
 
 def window_sums() -> Callable[..., None]:
@@ -230,6 +260,17 @@ def _numbers(builder: Any, picked: list[Any], vector: Any) -> Iterator[Any]:
         pairs = [builder.bitcast(pair, _SHORTS) for pair in pairs]
         for upper in (False, True):
             yield builder.bitcast(_in_turn(builder, *pairs, upper), vector)
+
+
+def _planes(builder: Any, numbers: list[Any]) -> Iterator[Any]:
+    """The four vectors of bytes k of the numbers, those of the first 16 bytes of each vector before the others."""
+    order = [16 * q + 4 * (j % 4) + j // 4 for q in range(_PARTS) for j in range(16)]
+    order = ir.Constant(ir.VectorType(INT32, LANES), order)
+    a, b, c, d = (builder.bitcast(builder.shuffle_vector(some, some, order), _WORDS) for some in numbers)
+    for high in (False, True):
+        ab, cd = (builder.bitcast(_in_turn(builder, *pair, high), _LONGS) for pair in ((a, b), (c, d)))
+        for upper in (False, True):
+            yield builder.bitcast(_in_turn(builder, ab, cd, upper), _BYTES)
 
 
 def _in_turn(builder: Any, a: Any, b: Any, high: bool) -> Any:
