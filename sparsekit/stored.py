@@ -220,18 +220,33 @@ class SparseMatrix(StoredMatrix):
         relu: bool = False,
     ) -> np.ndarray:
         """As :meth:`StoredMatrix.matmul`; one sample goes to compiled code unseen, which checks it in no time."""
-        if self._one_sample is not None and backend == "cpu" and getattr(x, "shape", ())[1:] == (1,):
-            target = np.empty((self.shape[0], 1), self.values.dtype) if out is None else out
-            try:
-                no_bias = bias is None  # which kernels see as one of no neurons
-                if (no_bias or len(bias) > 0) and self._one_sample(x, _NO_BIAS if no_bias else bias, relu, target):
-                    return target
-            except TypeError:  # arrays of another kind; finding that out takes longer than the product
-                self._one_sample = None
+        if self._one_sample is not None and backend == "cpu":
+            result = self._at_once(self._one_sample, x, out, bias, relu)
+            if result is not None:
+                return result
         result = super().matmul(x, backend, out, bias=bias, relu=relu)
         if self._frozen_values is not None and self.plan.one_sample and "_one_sample" not in vars(self):
             self._one_sample = self.plan.one_sample
         return result
+
+    def _at_once(
+        self, one_sample: Callable[..., bool], x: Any, out: Any, bias: Any, relu: bool
+    ) -> np.ndarray | None:
+        """The product if compiled code takes the arguments as they are, else None."""
+        column = x[:, None] if getattr(x, "ndim", 0) == 1 else x
+        if getattr(column, "shape", ())[1:] != (1,):
+            return None
+        target = np.empty((self.shape[0], 1), self.values.dtype) if out is None else out
+        if bias is None:
+            bias = _NO_BIAS
+        elif getattr(bias, "size", 0) == 0:  # no bias to kernels, a wrong one to users
+            return None
+        try:
+            if one_sample(column, bias, relu, target):
+                return target if column is x else target[:, 0]
+        except TypeError:  # arrays of another kind; finding that out takes longer than the product
+            self._one_sample = None
+        return None
 
     def frozen(self) -> Self:
         """The same matrix for prediction: a read-only copy of the values, and products keep what they make.

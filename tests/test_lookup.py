@@ -13,7 +13,7 @@ from test_plan import plan_of
 from sparsekit.condensed import CondensedMatrix
 from sparsekit.csr import CSRMatrix
 from sparsekit.errors import InputError
-from sparsekit.kernels import compiled
+from sparsekit.kernels import compiled, lookup
 from sparsekit.kernels.lookup_layout import SlidingLookup, SortedLookup, byte_of_lane
 from sparsekit.kernels.plan import _in_runs
 from sparsekit.kernels.processor import LOOKUP_INPUTS
@@ -28,14 +28,16 @@ def masks(draw):
     return mask_of(CSRMatrix, (n_out, n_in), draw(st.integers(0, n_in)), rng)
 
 
-def layout_of(kind, mask):
-    """The layout of weights that are all different, and these as a dense array."""
-    plan, weights = plan_of(mask), np.zeros(mask.shape, np.float32)
-    weights[mask] = np.arange(mask.sum()) + 1
+def layout_of(kind, mask, weights=None):
+    """The layout of weights, by default such that are all different, and these as a dense array."""
+    plan = plan_of(mask)
+    if weights is None:
+        weights = np.zeros(mask.shape, np.float32)
+        weights[mask] = np.arange(mask.sum()) + 1
     if kind is SlidingLookup:
-        return SlidingLookup(plan.indptr, plan.indices, weights[mask], mask.shape[1]), weights
+        return SlidingLookup(plan.indptr, plan.indices, weights[mask], mask.shape), weights
     order = _in_runs(plan.runs(kind.TABLE), plan.indices, None, kind.TABLE)
-    return kind(order, weights[mask], len(mask)), weights
+    return kind(order, weights[mask], mask.shape), weights
 
 
 def lanes_of(layout, step):
@@ -45,6 +47,30 @@ def lanes_of(layout, step):
     weights = layout.steps[step, layout.LANES // 4 :]
     assert (codes[weights == 0] == 0).all()
     return [(lane, int(codes[lane]), weights[lane]) for lane in lanes if weights[lane]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (SortedLookup, ("bounds", "ranks", "steps")),
+        (SlidingLookup, ("bounds", "order", "rest_places", "starts", "steps")),
+    ],
+)
+def test_the_memory_of_a_layout_holds_its_arrays(kind, names):
+    mask = mask_of(CSRMatrix, (70, 300), 40, np.random.default_rng(0))
+    layout, _ = layout_of(kind, mask)
+    head = layout.memory[: 8 * (5 + len(names))].view(np.int64)
+    assert tuple(head[:2]) == mask.shape
+    assert head[3] - head[2] == 4 * mask.sum()
+    for name, begin, end in zip(names, head[4:-1], head[5:], strict=True):
+        array = getattr(layout, name)
+        assert not array.flags.writeable
+        np.testing.assert_array_equal(
+            layout.memory[begin : begin + array.nbytes], array.reshape(-1).view(np.uint8)
+        )
+        assert begin % 64 == 0
+        assert array.nbytes <= end - begin < array.nbytes + 64
+    assert head[-1] == layout.memory.size
 
 
 @pytest.mark.parametrize("lanes", [32, 64])
@@ -145,6 +171,61 @@ def test_a_window_waits_for_no_single_neuron():
     assert n_left > 900
 
 
+def plain_group_sums(steps, bounds, first, groups, x, x0, sums, sums0):
+    """What the innermost loops compute, in Python: on any processor, for the layouts of all."""
+    for k in range(groups):
+        these = sums[sums0 + 64 * k :][:64]
+        these[:] = 0
+        for step in steps[80 * bounds[first + k] : 80 * bounds[first + k + 1]].reshape(-1, 80):
+            these += step[16:] * x[x0 + step.view(np.uint8)[byte_of_lane(np.arange(64), 64)].astype(int)]
+
+
+def plain_ranked_sums(out, low, high, ranks, n_ranks, sums, n_sums, n_blocks):
+    for r in range(low, high):
+        out[r] = sum(sums[j * n_sums + ranks[j * n_ranks + r]] for j in range(n_blocks))
+
+
+def plain_byte_planes(x, order, n, planes, length, steps):
+    for k in range(4):
+        planes[k * length :][:n] = x[order[:n]].view(np.uint8)[k::4]
+
+
+def plain_window_sums(sums, sums0, steps, starts, begin, end, planes, length):
+    sums[sums0 : sums0 + 32] = 0
+    for number in range(begin, end):
+        step = steps[40 * number : 40 * number + 40]
+        codes = step.view(np.uint8)[byte_of_lane(np.arange(32), 32)].astype(int)
+        places = starts[number] + np.where(codes < 16, codes, codes - 112)
+        inputs = np.stack([planes[k * length + places] for k in range(4)], axis=1).reshape(-1).view(np.float32)
+        sums[sums0 : sums0 + 32] += step[8:] * inputs
+
+
+def plain_sums_of_eight(sums, sums0, steps, begin, end, x):
+    sums[sums0 : sums0 + 8] = 0
+    for step in steps[40 * begin : 40 * end].reshape(-1, 40):
+        sums[sums0 : sums0 + 8] += (step[16:] * x[step.view(np.uint16)[:24]]).reshape(3, 8).sum(axis=0)
+
+
+@pytest.mark.parametrize("kind", [SortedLookup, SlidingLookup])
+@pytest.mark.parametrize(("shape", "fan_in"), [((130, 700), 70), ((300, 256), 30), ((9, 40), 20)])
+def test_kernels_of_all_processors_with_plain_loops_inside(kind, shape, fan_in, monkeypatch):
+    for name, function in globals().copy().items():
+        if name.startswith("plain_"):
+            monkeypatch.setattr(lookup, name.removeprefix("plain"), function)
+    rng = np.random.default_rng(0)
+    mask = mask_of(CSRMatrix, shape, fan_in, rng)
+    weights, x = (integers(size, np.float32, rng) for size in (shape, (shape[1], 1)))
+    out = np.empty((shape[0], 1), dtype=np.float32)  # before the stored values: it must not lie where they lay
+    layout, weights = layout_of(kind, mask, weights * mask)
+    kernel = dict(lookup._KERNELS.values())[kind].serial
+    for bias in (np.empty(0, np.float32), integers(shape[0], np.float32, rng)):
+        for relu in (False, True):
+            out[:] = np.nan
+            assert getattr(kernel, "py_func", kernel)(layout.memory, x, bias, relu, out)
+            expected = weights @ x + (bias[:, None] if bias.size else 0)
+            np.testing.assert_array_equal(out, np.maximum(expected, 0) if relu else expected)
+
+
 @pytest.mark.parametrize("storage", [CondensedMatrix, CSRMatrix])
 @pytest.mark.parametrize(
     ("shape", "fan_in"),
@@ -191,8 +272,8 @@ def frozen_and_ready(shape=(40, 60)):
 @pytest.fixture
 def alone(monkeypatch):
     """Whether compiled code did all there was to do: Python's own path must not be reached."""
-    if LOOKUP_INPUTS != SlidingLookup.TABLE:
-        pytest.skip("products of one sample check their arguments in compiled code with AVX2 only")
+    if not LOOKUP_INPUTS:
+        pytest.skip("this processor looks no inputs up")
 
     def reached(*_):
         pytest.fail("Python looked at the arguments")
@@ -203,8 +284,10 @@ def alone(monkeypatch):
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("with_out", [False, True])
-def test_compiled_code_takes_a_sample_unseen(relu, with_bias, with_out, alone):
+@pytest.mark.parametrize("vector", [False, True])
+def test_compiled_code_takes_a_sample_unseen(relu, with_bias, with_out, vector, alone):
     matrix, x = frozen_and_ready()
+    x = x[:, 0] if vector else x
     bias = np.arange(40, dtype=np.float32) - 20 if with_bias else None
     expected = matrix.matmul(x, backend="reference", bias=bias, relu=relu)
     out = np.full((40, 1), np.nan, dtype=np.float32) if with_out else None
@@ -213,7 +296,8 @@ def test_compiled_code_takes_a_sample_unseen(relu, with_bias, with_out, alone):
         result = matrix.matmul(x, out=out, bias=bias, relu=relu)
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
         assert result.dtype == np.float32
-        assert result is out or not with_out
+        assert result.shape == expected.shape
+        assert result is out or not with_out or (vector and np.shares_memory(result, out))
 
 
 def strided(array):
@@ -236,6 +320,7 @@ MORE_ARGUMENTS = {
     "infinity": lambda m, x: {"x": np.where(np.arange(60)[:, None] == 3, np.float32(np.inf), x)},
     "NaN": lambda m, x: {"x": np.full((60, 1), np.nan, dtype=np.float32)},
     "a bias (n, 1)": lambda m, x: {"x": x, "bias": np.ones((40, 1))},
+    "a bias that is a number": lambda m, x: {"x": x, "bias": 1.0},
     "a bias of lists": lambda m, x: {"x": x, "bias": [1.0] * 40},
     "a read-only bias": lambda m, x: {"x": x, "bias": read_only(np.ones(40, dtype=np.float32))},
     "too few inputs": lambda m, x: {"x": x[:59].copy()},

@@ -18,37 +18,35 @@ from sparsekit.kernels.memory import LINE
 from sparsekit.kernels.plan import Plan
 from sparsekit.kernels.processor import LOOKUP_INPUTS
 from sparsekit.kernels.rectify import finish_row, rectify
-from sparsekit.kernels.scratch import aligned_scratch
-from sparsekit.kernels.simd_lookup import LANES, byte_planes, group_sums, ranked_sums, sums_of_eight, window_sums
+from sparsekit.kernels.scratch import aligned_scratch, copy_part
+from sparsekit.kernels.simd_lookup import byte_planes, group_sums, ranked_sums, sums_of_eight, window_sums
 
-_LAYOUT = {layout.TABLE: layout for layout in (SortedLookup, SlidingLookup)}.get(LOOKUP_INPUTS)
+_group_sums, _ranked_sums = group_sums(), ranked_sums()
+_byte_planes, _window_sums, _sums_of_eight = byte_planes(), window_sums(), sums_of_eight()
+_BLOCK, _BLOCK_LANES = SortedLookup.TABLE, SortedLookup.LANES
+_WINDOW, _WINDOW_LANES = SlidingLookup.TABLE, SlidingLookup.LANES
+_ROWS, _STRETCHES = SlidingLookup.ROWS, SlidingLookup.STRETCHES
 
 
 def look_up(plan: Plan, values, x, bias, relu, out) -> bool:
     """Whether out = W x could be computed: not on every processor, nor for values that may change or are too few.
 
     Nor if x is not finite. An infinite input would meet the zeros that fill steps up, and make NaN of neurons that
-    do not read it.
+    do not read it. Once a product is done, the plan's `one_sample` does the next.
     """
-    lookup = None if _LAYOUT is None else plan.lookup(_LAYOUT, values)
+    if LOOKUP_INPUTS not in _KERNELS:
+        return False
+    layout, kernel = _KERNELS[LOOKUP_INPUTS]
+    lookup = plan.lookup(layout, values)
     if lookup is None:
         return False
-    work = len(lookup.steps) * LANES
-    if isinstance(lookup, SortedLookup):
-        if x.size % LOOKUP_INPUTS:
-            x = np.concatenate([x, np.zeros((-x.size % LOOKUP_INPUTS, 1), dtype=x.dtype)])
-        return run(_sum_sorted, work, lookup.steps, lookup.bounds, lookup.ranks, x, bias, relu, out)
-    done = run(_sum_sliding, work, lookup.memory, x, bias, relu, out)
+    work = len(lookup.steps) * layout.LANES
+    done = run(kernel, work, lookup.memory, x, bias, relu, out)
     if not is_parallel(work):
-        kernel: Any = _sum_sliding.serial
-        kernel.disable_compile()  # for other kinds of arguments: they are to be refused
-        plan.one_sample = partial(kernel, lookup.memory)
+        serial: Any = kernel.serial
+        serial.disable_compile()  # for arguments of other kinds: they are to be refused
+        plan.one_sample = partial(serial, lookup.memory)
     return done
-
-
-_group_sums, _ranked_sums = group_sums(), ranked_sums()
-_byte_planes, _window_sums, _sums_of_eight = byte_planes(), window_sums(), sums_of_eight()
-_ROWS, _STRETCHES, _WINDOW = SlidingLookup.ROWS, SlidingLookup.STRETCHES, SlidingLookup.TABLE
 
 
 @numba.njit(inline="always")
@@ -60,71 +58,80 @@ def _is_finite(x):
     return math.isfinite(total)
 
 
-@compiled
-def _sum_sorted(steps, bounds, ranks, x, bias, relu, out):
-    """out[r] = bias[r] + sum of what neuron r stores times what it reads, rectified if `relu`; if x is finite."""
-    n_blocks, n_rows = ranks.shape
-    n_groups = -(-n_rows // LANES)
-    flat_steps, flat_ranks, x, out = steps.reshape(-1), ranks.reshape(-1), x.reshape(-1), out.reshape(-1)
-    if not _is_finite(x):
+@numba.njit(inline="always")
+def _overlaps(array, begin, end):
+    """Whether it has bytes between two addresses."""
+    return array.ctypes.data < end and begin < array.ctypes.data + array.nbytes
+
+
+@numba.njit(inline="always")
+def _suit(head, x, bias, out):
+    """Whether shapes are as they should, out overlaps nothing that is read or stored, and x is finite."""
+    n_out, n_in, begin, end = head[0], head[1], head[2], head[3]
+    if x.shape != (n_in, 1) or out.shape != (n_out, 1) or (bias.size != 0 and bias.size != n_out):
         return False
-    sums = aligned_scratch(n_blocks * n_groups * LANES, x)  # of the lanes of all groups
+    if _overlaps(out, x.ctypes.data, x.ctypes.data + x.nbytes) or _overlaps(out, begin, end):
+        return False
+    if _overlaps(out, bias.ctypes.data, bias.ctypes.data + bias.nbytes):
+        return False
+    return _is_finite(x.reshape(-1))
+
+
+@compiled
+def _sum_sorted(memory, x, bias, relu, out):
+    """out = W x by the memory of a :class:`SortedLookup`, with bias and ReLU; whether the arguments suit it."""
+    head = memory[:64].view(np.int64)
+    if not _suit(head, x, bias, out):
+        return False
+    bounds = memory[head[4] : head[5]].view(np.int64)
+    ranks = memory[head[5] : head[6]].view(np.uint16)
+    steps = memory[head[6] : head[7]].view(np.float32)
+    x, out = x.reshape(-1), out.reshape(-1)
+    n_blocks, n_rows = -(-x.size // _BLOCK), out.size
+    if x.size % _BLOCK:
+        padded = aligned_scratch(n_blocks * _BLOCK, x)
+        copy_part(padded, 0, x, 0, x.size)
+        padded[x.size :] = 0
+        x = padded
+    n_groups = -(-n_rows // _BLOCK_LANES)
+    n_sums = n_groups * _BLOCK_LANES
+    sums = aligned_scratch(n_blocks * n_sums, x)  # of the lanes of all groups
     for j in numba.prange(n_blocks):
-        first = j * n_groups
-        _group_sums(flat_steps, bounds, first, n_groups, x, j * LOOKUP_INPUTS, sums, first * LANES)
+        _group_sums(steps, bounds, j * n_groups, n_groups, x, j * _BLOCK, sums, j * n_sums)
     n_parts = -(-n_rows // 256)
     for part in numba.prange(n_parts):
         low, high = part * 256, min(n_rows, part * 256 + 256)
-        _ranked_sums(out, low, high, flat_ranks, n_rows, sums, n_groups * LANES, n_blocks)
+        _ranked_sums(out, low, high, ranks, n_rows, sums, n_sums, n_blocks)
         for r in range(low, high):
             finish_row(out, r, r + 1, bias, r, relu)
     return True
 
 
-@numba.njit(inline="always")
-def _overlaps(array, low, high):
-    """Whether it takes any of the bytes from low to high."""
-    begin = array.ctypes.data
-    return begin < high and low < begin + array.nbytes
-
-
-@numba.njit(inline="always")
-def _suit(x, bias, out, n_out, n_in, low, high):
-    """Whether shapes are as they should, and out overlaps nothing that is read, nor the bytes from low to high."""
-    shapes = x.shape == (n_in, 1) and out.shape == (n_out, 1) and (bias.size == 0 or bias.size == n_out)
-    apart = not _overlaps(out, x.ctypes.data, x.ctypes.data + x.nbytes)
-    apart = apart and not _overlaps(out, bias.ctypes.data, bias.ctypes.data + bias.nbytes)
-    return shapes and apart and not _overlaps(out, low, high)
-
-
 @compiled
 def _sum_sliding(memory, x, bias, relu, out):
-    """As :func:`_sum_sorted`, with the memory of a :class:`SlidingLookup`; if also the other arguments suit it."""
+    """As :func:`_sum_sorted`, by the memory of a :class:`SlidingLookup`."""
     head = memory[:80].view(np.int64)
-    n_out, n_in, low, high = head[0], head[1], head[2], head[3]
-    if not _suit(x, bias, out, n_out, n_in, low, high):
-        return False
-    x, out = x.reshape(-1), out.reshape(-1)
-    if not _is_finite(x):
+    if not _suit(head, x, bias, out):
         return False
     bounds = memory[head[4] : head[5]].view(np.int64)
     order = memory[head[5] : head[6]].view(np.uint16)
     rest_places = memory[head[6] : head[7]].view(np.uint32)
     starts = memory[head[7] : head[8]].view(np.uint16)
-    flat_steps = memory[head[8] : head[9]].view(np.float32)
+    steps = memory[head[8] : head[9]].view(np.float32)
+    x, out = x.reshape(-1), out.reshape(-1)
     # Half a line beyond whole ones: loads from planes that share their last bits would wait for each other.
     length = -(-order.size // LINE) * LINE + _WINDOW
     planes = np.empty(4 * length, np.uint8)
-    _byte_planes(x, order, order.size, planes, length, flat_steps)
+    _byte_planes(x, order, order.size, planes, length, steps)
     sums, rest = aligned_scratch(rest_places.size, x), aligned_scratch(rest_places.size, x)
     for part in numba.prange(rest_places.size // _ROWS):
         first, last = part * _ROWS, min(out.size, (part + 1) * _ROWS)
         stretch = part * _STRETCHES
-        for low in range(first, first + _ROWS, LANES):
-            _window_sums(sums, low, flat_steps, starts, bounds[stretch], bounds[stretch + 1], planes, length)
+        for low in range(first, first + _ROWS, _WINDOW_LANES):
+            _window_sums(sums, low, steps, starts, bounds[stretch], bounds[stretch + 1], planes, length)
             stretch += 1
         for low in range(first, first + _ROWS, 8):
-            _sums_of_eight(rest, low, flat_steps, bounds[stretch], bounds[stretch + 1], x)
+            _sums_of_eight(rest, low, steps, bounds[stretch], bounds[stretch + 1], x)
             stretch += 1
         for r in range(first, last):
             out[r] = sums[r] + rest[rest_places[r]]
@@ -134,3 +141,6 @@ def _sum_sliding(memory, x, bias, relu, out):
         if relu:
             rectify(out, first, last)
     return True
+
+
+_KERNELS = {_BLOCK: (SortedLookup, _sum_sorted), _WINDOW: (SlidingLookup, _sum_sliding)}

@@ -11,6 +11,11 @@ in what they do about neurons that have more weights in a block than their neigh
     lets every neuron keep its lane, so that sums stay in registers, and the table move on by as few inputs as
     suits the neurons of a step. The inputs are put in an order that keeps the neurons together. For tables of 32
     inputs, which are built as fast as a step is computed.
+
+The arrays of a layout lie in one piece, its `memory`, so that a kernel is called with a single one. First in it
+are int64 numbers: n_out, n_in, the addresses where the stored values begin and end, which no result may lie
+between, then the places in bytes where each array begins, in the order of the attributes, and where the last one
+ends.
 """
 
 from typing import TYPE_CHECKING, ClassVar
@@ -19,10 +24,13 @@ import numpy as np
 
 from sparsekit.kernels.even_order import even_order
 from sparsekit.kernels.memory import LINE, address, aligned_empty
-from sparsekit.kernels.transpose import index_dtype, read_only
+from sparsekit.kernels.transpose import read_only
 
 if TYPE_CHECKING:
     from sparsekit.kernels.plan import Order
+
+
+_COUNTED = 1 << 16  # by two bytes
 
 
 class SortedLookup:
@@ -36,14 +44,15 @@ class SortedLookup:
     ----------
     order : the weights block by block of 256 inputs, in runs
     values : float32 (nnz,), the weights as stored
-    n_rows : number of neurons
+    shape : (n_out, n_in)
 
     Attributes
     ----------
+    memory : uint8, all of it
+    bounds : int64 (n_blocks * n_groups + 1,), group g owns the steps bounds[g] to bounds[g + 1]
+    ranks : uint16 (n_blocks, n_out), place of each neuron among the lanes of each block
     steps : float32 (n_steps, 80). The first 64 bytes are the inputs of 64 lanes, counted from the first of their
         block, in the order of :func:`byte_of_lane`. Behind them are the 64 weights
-    bounds : int64 (n_blocks * n_groups + 1,), group g owns the steps bounds[g] to bounds[g + 1]
-    ranks : uint16 or int32 (n_blocks, n_rows), place of each neuron among the lanes of each block
     """
 
     TABLE: ClassVar = 256  # inputs
@@ -53,24 +62,25 @@ class SortedLookup:
     def suits(cls, shape: tuple[int, int], values: np.ndarray) -> bool:
         """Whether the weights are float32, and at least one of a neuron in a table on average.
 
-        Fewer are faster without a look-up.
+        Fewer are faster without a look-up. And whether two bytes can count the neurons.
         """
         n_out, n_in = shape
-        return values.dtype == np.float32 and values.size >= n_out * -(-n_in // cls.TABLE)
+        enough = values.size >= n_out * -(-n_in // cls.TABLE)
+        return values.dtype == np.float32 and enough and n_out <= _COUNTED
 
-    def __init__(self, order: "Order", values: np.ndarray, n_rows: int) -> None:
+    def __init__(self, order: "Order", values: np.ndarray, shape: tuple[int, int]) -> None:
+        n_rows = shape[0]
         counts = np.diff(order.indptr).reshape(-1, n_rows)  # ascending in each block
         n_steps = _by_group(counts, self.LANES).max(axis=2)
-        self.bounds = _edges(n_steps)
+        bounds = _edges(n_steps)
         runs, number = _places(order)
         block, rank = np.divmod(runs, n_rows)
         group, lane = np.divmod(rank, self.LANES)
-        step = self.bounds[block * n_steps.shape[1] + group] + number
-        self.steps = _steps(self.bounds[-1], self.LANES, step, lane, order.indices, _weights(order, values, runs))
-        ranks = np.empty(counts.shape, dtype=index_dtype(n_rows))
-        places = np.arange(n_rows, dtype=ranks.dtype)[None]
-        np.put_along_axis(ranks, order.rows.reshape(counts.shape), places, axis=1)
-        self.ranks = read_only(ranks)
+        step = bounds[block * n_steps.shape[1] + group] + number
+        steps = _steps(bounds[-1], self.LANES, step, lane, order.indices, _weights(order, values, runs))
+        ranks = np.argsort(order.rows.reshape(counts.shape), axis=1).astype(np.uint16)
+        self.memory, arrays = _in_one_piece(shape, values, (bounds, ranks, steps))
+        self.bounds, self.ranks, self.steps = arrays
 
 
 _LEFT_OVER = 0.5  # what a weight that is left over costs, as part of a weight that a step takes
@@ -96,12 +106,12 @@ class SlidingLookup:
     ----------
     indptr : int64 (n_rows + 1,), neuron r owns the slots indptr[r] to indptr[r + 1]
     indices : integers (nnz,), input of each slot, below 65,536 and ascending in each row
-    values : float32 (nnz,)
+    values : float32 (nnz,), the weights as stored
+    shape : (n_out, n_in)
 
     Attributes
     ----------
-    memory : uint8, all that follows in one piece, so that a product is called with a single array. First are the
-        shape, where `values` lie from and to, and where each of the other arrays lies, int64
+    memory : uint8, all of it
     bounds : int64 (20 * n_parts + 1,). Each part of 128 neurons has 20 stretches of steps, for its 4 groups and
         for 16 times 8 neurons; stretch k owns the steps bounds[k] to bounds[k + 1]
     order : uint16, the inputs in the order in which windows meet them; input 0 once more up to a multiple of 32
@@ -119,7 +129,6 @@ class SlidingLookup:
     LANES: ClassVar = 32
     ROWS: ClassVar = 128  # neurons of a part
     STRETCHES: ClassVar = ROWS // LANES + ROWS // 8  # of a part
-    _INPUTS = 1 << 16  # at most
     _REST = 3  # weights of a neuron in a step of what is left over
 
     @classmethod
@@ -130,11 +139,13 @@ class SlidingLookup:
         """
         n_out, n_in = shape
         enough = n_out >= _FILLED and 2 * values.size >= n_out * -(-n_in // cls.TABLE)
-        return values.dtype == np.float32 and enough and n_in <= cls._INPUTS
+        return values.dtype == np.float32 and enough and n_in <= _COUNTED
 
-    def __init__(self, indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, n_inputs: int) -> None:
+    def __init__(
+        self, indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, shape: tuple[int, int]
+    ) -> None:
+        n_rows, n_inputs = shape
         order = even_order(indptr, indices, n_inputs)
-        n_rows = indptr.size - 1
         rows, places = np.repeat(np.arange(n_rows), np.diff(indptr)), np.argsort(order)[indices]
         in_order = np.lexsort([places, rows])
         places, indices, weights = places[in_order], indices[in_order], values[in_order]
@@ -160,8 +171,8 @@ class SlidingLookup:
         steps.view(np.uint16)[step, 8 * third + lane] = indices[left]
 
         padded = np.pad(order.astype(np.uint16), (0, -n_inputs % self.TABLE))
-        head = n_rows, n_inputs, address(values), address(values) + values.nbytes
-        self.memory, arrays = _in_one_piece(head, (bounds, padded, rest_places.astype(np.uint32), starts, steps))
+        rest_places = rest_places.astype(np.uint32)
+        self.memory, arrays = _in_one_piece(shape, values, (bounds, padded, rest_places, starts, steps))
         self.bounds, self.order, self.rest_places, self.starts, self.steps = arrays
 
     def _left_over(self, rows: np.ndarray, n_rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -264,19 +275,18 @@ def _steps(
     return steps
 
 
-def _in_one_piece(numbers: tuple[int, ...], arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Memory for all arrays, each on a cache line, and the arrays in it. First are the numbers and their places.
-
-    Places are where each begins, and where the last one ends.
-    """
-    in_lines = [-(-array.nbytes // LINE) * LINE for array in arrays]
-    head_bytes = 8 * (len(numbers) + len(arrays) + 1)
-    places = -(-head_bytes // LINE) * LINE + np.append(0, np.cumsum(in_lines))
+def _in_one_piece(
+    shape: tuple[int, int], values: np.ndarray, arrays: tuple[np.ndarray, ...]
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The memory of a layout, with copies of its arrays, each on a cache line; and these copies."""
+    n_numbers = 4 + len(arrays) + 1
+    sizes = [8 * n_numbers, *(array.nbytes for array in arrays)]
+    places = np.cumsum([-(-size // LINE) * LINE for size in sizes])
     memory = aligned_empty((int(places[-1]),), np.uint8)
-    memory[:head_bytes].view(np.int64)[:] = [*numbers, *places]
-    parts = []
+    memory[: 8 * n_numbers].view(np.int64)[:] = [*shape, address(values), address(values) + values.nbytes, *places]
+    copies = []
     for place, array in zip(places, arrays, strict=False):
-        part = memory[place : place + array.nbytes].view(array.dtype).reshape(array.shape)
-        part[...] = array
-        parts.append(read_only(part))
-    return read_only(memory), parts
+        copy = memory[place : place + array.nbytes].view(array.dtype).reshape(array.shape)
+        copy[...] = array
+        copies.append(read_only(copy))
+    return read_only(memory), copies

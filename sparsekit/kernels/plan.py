@@ -157,10 +157,10 @@ class Plan:
         """The weights for one sample; None where they may change, or the layout does not suit them."""
         if self._lookup is None and self.frozen and layout.suits(self.shape, values):
             if layout is SlidingLookup:
-                self._lookup = SlidingLookup(self.indptr, self.indices, values.reshape(-1), self.shape[1])
+                self._lookup = SlidingLookup(self.indptr, self.indices, values.reshape(-1), self.shape)
             else:
                 order = _in_runs(self._new_runs(SortedLookup.TABLE), self.indices, None, SortedLookup.TABLE)
-                self._lookup = SortedLookup(order, values.reshape(-1), self.shape[0])
+                self._lookup = SortedLookup(order, values.reshape(-1), self.shape)
         return self._lookup
 
     def _new_runs(self, block: int, parts: int = 1) -> Runs:
@@ -177,9 +177,9 @@ def _arrays(part: object) -> list[np.ndarray]:
     """The arrays that a part of a plan is or holds."""
     if isinstance(part, np.ndarray):
         return [part]
-    if isinstance(part, SlidingLookup):
+    if isinstance(part, SortedLookup | SlidingLookup):
         return [part.memory]
-    if isinstance(part, Order | SortedLookup):
+    if isinstance(part, Order):
         part = vars(part)
     held = part.values() if isinstance(part, dict) else part if isinstance(part, tuple) else ()
     return [array for one in held for array in _arrays(one)]
