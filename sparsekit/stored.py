@@ -13,8 +13,8 @@ from sparsekit.errors import InputError
 from sparsekit.kernels.memory import aligned_empty
 from sparsekit.kernels.plan import Plan
 
-_NO_BIAS = np.empty(0, dtype=np.float32)
 FLOAT_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+_NO_BIAS = {dtype: np.empty(0, dtype=dtype) for dtype in FLOAT_DTYPES}
 
 
 class StoredMatrix(ABC):
@@ -238,7 +238,7 @@ class SparseMatrix(StoredMatrix):
             return None
         target = np.empty((self.shape[0], 1), self.values.dtype) if out is None else out
         if bias is None:
-            bias = _NO_BIAS
+            bias = _NO_BIAS[self.values.dtype]
         elif getattr(bias, "size", 0) == 0:  # no bias to kernels, a wrong one to users
             return None
         try:

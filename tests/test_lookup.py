@@ -1,7 +1,5 @@
 """One sample whose inputs are looked up in registers: the layouts read by plain loops, and the products."""
 
-import copy
-
 import numba
 import numpy as np
 import pytest
@@ -12,11 +10,9 @@ from test_plan import plan_of
 
 from sparsekit.condensed import CondensedMatrix
 from sparsekit.csr import CSRMatrix
-from sparsekit.errors import InputError
 from sparsekit.kernels import compiled, lookup
 from sparsekit.kernels.lookup_layout import SlidingLookup, SortedLookup, byte_of_lane
 from sparsekit.kernels.plan import _in_runs
-from sparsekit.kernels.processor import LOOKUP_INPUTS
 from sparsekit.kernels.threads import thread_limit
 
 
@@ -257,106 +253,3 @@ def test_results_are_the_same_bits_for_any_number_of_threads(monkeypatch):
     for threads in range(1, numba.config.NUMBA_NUM_THREADS + 1):
         with thread_limit(threads):
             np.testing.assert_array_equal(matrix.frozen().matmul(x), serial)
-
-
-def frozen_and_ready(shape=(40, 60)):
-    """A matrix that has computed a product of one sample, so that compiled code takes the next; and x."""
-    rng = np.random.default_rng(2)
-    mask = mask_of(CSRMatrix, shape, shape[1] // 3, rng)
-    matrix = CSRMatrix.from_dense((rng.standard_normal(shape) * mask).astype(np.float32), mask).frozen()
-    x = rng.standard_normal((shape[1], 1)).astype(np.float32)
-    matrix.matmul(x)
-    return matrix, x
-
-
-@pytest.fixture
-def alone(monkeypatch):
-    """Whether compiled code did all there was to do: Python's own path must not be reached."""
-    if not LOOKUP_INPUTS:
-        pytest.skip("this processor looks no inputs up")
-
-    def reached(*_):
-        pytest.fail("Python looked at the arguments")
-
-    return lambda: monkeypatch.setattr(CSRMatrix, "_operand", reached)
-
-
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("with_out", [False, True])
-@pytest.mark.parametrize("vector", [False, True])
-def test_compiled_code_takes_a_sample_unseen(relu, with_bias, with_out, vector, alone):
-    matrix, x = frozen_and_ready()
-    x = x[:, 0] if vector else x
-    bias = np.arange(40, dtype=np.float32) - 20 if with_bias else None
-    expected = matrix.matmul(x, backend="reference", bias=bias, relu=relu)
-    out = np.full((40, 1), np.nan, dtype=np.float32) if with_out else None
-    alone()
-    for _ in range(2):
-        result = matrix.matmul(x, out=out, bias=bias, relu=relu)
-        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
-        assert result.dtype == np.float32
-        assert result.shape == expected.shape
-        assert result is out or not with_out or (vector and np.shares_memory(result, out))
-
-
-def strided(array):
-    return np.repeat(array, 2, axis=0)[::2]
-
-
-def read_only(array):
-    array = array.copy()
-    array.flags.writeable = False
-    return array
-
-
-MORE_ARGUMENTS = {
-    "a list": lambda m, x: {"x": x.tolist()},
-    "float64": lambda m, x: {"x": x.astype(np.float64)},
-    "integers": lambda m, x: {"x": np.arange(60)[:, None]},
-    "a vector": lambda m, x: {"x": x[:, 0]},
-    "strided": lambda m, x: {"x": strided(x)},
-    "read-only": lambda m, x: {"x": read_only(x)},
-    "infinity": lambda m, x: {"x": np.where(np.arange(60)[:, None] == 3, np.float32(np.inf), x)},
-    "NaN": lambda m, x: {"x": np.full((60, 1), np.nan, dtype=np.float32)},
-    "a bias (n, 1)": lambda m, x: {"x": x, "bias": np.ones((40, 1))},
-    "a bias that is a number": lambda m, x: {"x": x, "bias": 1.0},
-    "a bias of lists": lambda m, x: {"x": x, "bias": [1.0] * 40},
-    "a read-only bias": lambda m, x: {"x": x, "bias": read_only(np.ones(40, dtype=np.float32))},
-    "too few inputs": lambda m, x: {"x": x[:59].copy()},
-    "too many inputs": lambda m, x: {"x": np.vstack([x, x])},
-    "no inputs": lambda m, x: {"x": x[:0]},
-    "three dimensions": lambda m, x: {"x": x[:, :, None]},
-    "strings": lambda m, x: {"x": np.full((60, 1), "a")},
-    "a short bias": lambda m, x: {"x": x, "bias": np.ones(39, dtype=np.float32)},
-    "an empty bias": lambda m, x: {"x": x, "bias": np.ones(0, dtype=np.float32)},
-    "a wide bias": lambda m, x: {"x": x, "bias": np.ones((40, 2), dtype=np.float32)},
-    "a short out": lambda m, x: {"x": x, "out": np.empty((39, 1), dtype=np.float32)},
-    "a wide out": lambda m, x: {"x": x, "out": np.empty((40, 2), dtype=np.float32)},
-    "a vector out": lambda m, x: {"x": x, "out": np.empty(40, dtype=np.float32)},
-    "a float64 out": lambda m, x: {"x": x, "out": np.empty((40, 1))},
-    "a read-only out": lambda m, x: {"x": x, "out": read_only(np.empty((40, 1), dtype=np.float32))},
-    "out is x": lambda m, x: {"x": x, "out": x[:40]},
-    "out overlaps x": lambda m, x: {"x": x, "out": x[20:]},
-    "out is the bias": lambda m, x: (lambda b: {"x": x, "bias": b, "out": b[:, None]})(x[:40, 0].copy()),
-    "out is the weights": lambda m, x: {"x": x, "out": m.values.base[:40, None]},
-    "out is a list": lambda m, x: {"x": x, "out": [0.0] * 40},
-    "an unknown backend": lambda m, x: {"x": x, "backend": "cpuu"},
-}
-
-
-@pytest.mark.parametrize("arguments", MORE_ARGUMENTS.values(), ids=MORE_ARGUMENTS.keys())
-def test_what_compiled_code_refuses_is_computed_or_refused_as_before(arguments):
-    """A matrix that has computed a product treats any arguments like one that has not."""
-    outcomes = []
-    for ready in (True, False):
-        matrix, x = frozen_and_ready()
-        matrix = matrix if ready else copy.copy(matrix)
-        weights = matrix.values.copy()
-        try:
-            outcomes.append(matrix.matmul(**arguments(matrix, x)))
-        except InputError as error:
-            outcomes.append(str(error))
-        np.testing.assert_array_equal(matrix.values, weights)
-        assert np.isfinite(matrix.matmul(x)).all()  # and it still computes
-    np.testing.assert_array_equal(*outcomes)

@@ -35,6 +35,7 @@ import numpy as np
 from sparsekit.kernels.compiled import compiled, is_parallel, run
 from sparsekit.kernels.lookup import look_up
 from sparsekit.kernels.memory import LINE, address, aligned_empty
+from sparsekit.kernels.one_sample import multiply
 from sparsekit.kernels.plan import Order, Plan
 from sparsekit.kernels.processor import CACHE_BYTES, VECTOR_BYTES, lanes
 from sparsekit.kernels.rectify import finish_row, rectify
@@ -96,7 +97,9 @@ def transpose(x: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 def _forward(values, indices, x, out, plan: Plan, bias, relu):
     bias = _NO_BIAS[out.dtype] if bias is None else bias
-    if x.shape[1] == 1 and look_up(plan, values, x, bias, relu, out):
+    if x.shape[1] == 1 and (
+        look_up(plan, values, x, bias, relu, out) or multiply(plan, values, x, bias, relu, out)
+    ):
         return out
     values, indices = values.reshape(-1), indices.reshape(-1)
     if _wants_blocks(values.size, x, len(out), plan.frozen):

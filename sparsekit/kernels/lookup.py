@@ -7,7 +7,6 @@ permutations look 32 or 64 inputs up at a time. For weights that never change, s
 
 import math
 from functools import partial
-from typing import Any
 
 import numba
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from sparsekit.kernels.compiled import compiled, is_parallel, run
 from sparsekit.kernels.lookup_layout import SlidingLookup, SortedLookup
 from sparsekit.kernels.memory import LINE
+from sparsekit.kernels.one_sample import refuse_others, suit
 from sparsekit.kernels.plan import Plan
 from sparsekit.kernels.processor import LOOKUP_INPUTS
 from sparsekit.kernels.rectify import finish_row, rectify
@@ -43,9 +43,7 @@ def look_up(plan: Plan, values, x, bias, relu, out) -> bool:
     work = len(lookup.steps) * layout.LANES
     done = run(kernel, work, lookup.memory, x, bias, relu, out)
     if not is_parallel(work):
-        serial: Any = kernel.serial
-        serial.disable_compile()  # for arguments of other kinds: they are to be refused
-        plan.one_sample = partial(serial, lookup.memory)
+        plan.one_sample = partial(refuse_others(kernel.serial), lookup.memory)
     return done
 
 
@@ -58,30 +56,11 @@ def _is_finite(x):
     return math.isfinite(total)
 
 
-@numba.njit(inline="always")
-def _overlaps(array, begin, end):
-    """Whether it has bytes between two addresses."""
-    return array.ctypes.data < end and begin < array.ctypes.data + array.nbytes
-
-
-@numba.njit(inline="always")
-def _suit(head, x, bias, out):
-    """Whether shapes are as they should, out overlaps nothing that is read or stored, and x is finite."""
-    n_out, n_in, begin, end = head[0], head[1], head[2], head[3]
-    if x.shape != (n_in, 1) or out.shape != (n_out, 1) or (bias.size != 0 and bias.size != n_out):
-        return False
-    if _overlaps(out, x.ctypes.data, x.ctypes.data + x.nbytes) or _overlaps(out, begin, end):
-        return False
-    if _overlaps(out, bias.ctypes.data, bias.ctypes.data + bias.nbytes):
-        return False
-    return _is_finite(x.reshape(-1))
-
-
 @compiled
 def _sum_sorted(memory, x, bias, relu, out):
     """out = W x by the memory of a :class:`SortedLookup`, with bias and ReLU; whether the arguments suit it."""
     head = memory[:64].view(np.int64)
-    if not _suit(head, x, bias, out):
+    if not (suit(head, x, bias, out) and _is_finite(x.reshape(-1))):
         return False
     bounds = memory[head[4] : head[5]].view(np.int64)
     ranks = memory[head[5] : head[6]].view(np.uint16)
@@ -111,7 +90,7 @@ def _sum_sorted(memory, x, bias, relu, out):
 def _sum_sliding(memory, x, bias, relu, out):
     """As :func:`_sum_sorted`, by the memory of a :class:`SlidingLookup`."""
     head = memory[:80].view(np.int64)
-    if not _suit(head, x, bias, out):
+    if not (suit(head, x, bias, out) and _is_finite(x.reshape(-1))):
         return False
     bounds = memory[head[4] : head[5]].view(np.int64)
     order = memory[head[5] : head[6]].view(np.uint16)

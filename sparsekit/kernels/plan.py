@@ -163,6 +163,11 @@ class Plan:
                 self._lookup = SortedLookup(order, values.reshape(-1), self.shape)
         return self._lookup
 
+    @property
+    def looks_up(self) -> bool:
+        """Whether there are weights for one sample whose inputs are looked up."""
+        return self._lookup is not None
+
     def _new_runs(self, block: int, parts: int = 1) -> Runs:
         return _runs(self.indptr, self.indices, self.shape[1], block, parts)
 
