@@ -499,10 +499,11 @@ say_calls("axpy, four weights a pass", lambda: axpy_by_four(W.values, W.indices,
 #
 # 1. **Registers** (`sparsekit/kernels/simd.py`). A tile of the batch, up to 8 vectors wide, is summed in
 #    registers over *all* weights of the row and stored once. Left is one load of $X$ for each multiply-add.
-# 2. **Tiles** (`sparsekit/kernels/cpu.py`). Between memory and registers lie caches: a small, fast first
+# 2. **Tiles** (`sparsekit/kernels/gather.py`). Between memory and registers lie caches: a small, fast first
 #    level, larger and slower ones behind it. A wide batch $X$ does not fit the fast ones. So a tile of 256
 #    bytes of the batch, for a block of inputs, is copied to a place that fits the first-level cache; all
-#    neurons use it before the next tile comes.
+#    neurons use it before the next tile comes. Where neurons have few weights in a block, a narrower strip of
+#    all inputs goes to the second-level cache instead.
 # 3. **A plan** (`sparsekit/kernels/plan.py`). That needs the weights in the order of the blocks. The order
 #    depends on the mask only, so it is made once and used until the topology changes.
 
@@ -1230,7 +1231,7 @@ verify(parallel_axpy, check_parallel)
 # - [Lesson 6](06_output_norm_variance.ipynb): what constant fan-in does to the output of a layer at
 #   initialisation.
 # - [Lesson 7](07_train_and_compare.ipynb): whole training runs on these kernels.
-# - In the package: `reference.py` (the definition), `cpu.py`, `simd.py`, `plan.py` and `conv.py` in
+# - In the package: `reference.py` (the definition), `cpu.py`, `gather.py`, `simd.py`, `plan.py` and `conv.py` in
 #   `sparsekit/kernels`; `sparsekit/condensed.py` for the format.
 # - SRigL: arXiv 2305.02299; the timings of its authors are in the repository calgaryml/condensed-sparsity,
 #   and beside ours in `results/timings`. The roofline: S. Williams, A. Waterman, D. Patterson, "Roofline: an

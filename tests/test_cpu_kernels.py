@@ -29,7 +29,7 @@ from kernel_helpers import (
 from sparsekit.condensed import CondensedMatrix
 from sparsekit.csr import CSRMatrix
 from sparsekit.errors import InputError
-from sparsekit.kernels import BACKENDS
+from sparsekit.kernels import BACKENDS, cpu, gather
 from sparsekit.kernels.threads import one_blas_thread, thread_limit
 
 STORAGES = [CondensedMatrix, CSRMatrix]
@@ -117,6 +117,53 @@ def test_a_batch_of_one_tile_is_read_and_written_where_it_stands(dtype, storage)
             np.testing.assert_array_equal(x, before)
             check_exactly(one, weight, mask, x, g)
             np.testing.assert_array_equal(one.rmatmul(g), weight.T @ g)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "fan_in"), [((9, 40), 13), ((60, 7), 2), ((20, 300), 200)])
+def test_strips_are_exact_at_every_batch(shape, fan_in, dtype, monkeypatch):
+    """In strips for any shape, whatever the processor; some neurons are ablated."""
+    monkeypatch.setattr(cpu, "_wants_strips", lambda nnz, x: x.shape[1] > 1)
+    monkeypatch.setattr(cpu, "_wants_blocks", lambda *_: False)
+    rng = np.random.default_rng(0)
+    mask = mask_of(CondensedMatrix, shape, fan_in, rng)
+    mask[::5] = False
+    weight = integers(shape, dtype, rng) * mask
+    matrix, bias = CondensedMatrix.from_dense(weight, mask), integers((shape[0], 1), dtype, rng)
+    for batch in (*range(71), *BORDERS):
+        x, g = integers((shape[1], batch), dtype, rng), integers((shape[0], batch), dtype, rng)
+        check_exactly(matrix, weight, mask, x, g)
+        y = framed(np.full((shape[0], batch), np.nan, dtype), -99)
+        matrix.matmul(x, out=y, bias=bias, relu=True)
+        np.testing.assert_array_equal(y, np.maximum(weight @ x + bias, 0))
+        assert_frame_is(y, -99)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fan_in", "batch", "way"),
+    [
+        ((512, 784), 16, 128, "gather_wide"),  # few readers, and x in the second-level cache
+        ((512, 784), 39, 128, "gather_strips"),
+        ((512, 784), 39, 32, "gather_wide"),  # one strip as it is
+        ((512, 784), 196, 128, "gather_tiles"),  # long runs
+        ((768, 3072), 31, 256, "gather_strips"),
+        ((768, 3072), 154, 256, "gather_tiles"),  # a wide strip
+        ((768, 3072), 15, 256, "gather_wide"),
+        ((300, 5000), 100, 128, "gather_wide"),  # a strip that the cache does not hold
+    ],
+)
+def test_which_way_a_batch_goes_with_vectors_of_32_bytes(shape, fan_in, batch, way, monkeypatch):
+    taken = []
+
+    def note(kernel, work, *arguments):
+        taken.append(kernel)
+
+    matrix = CondensedMatrix.from_mask(mask_of(CondensedMatrix, shape, fan_in, np.random.default_rng(0)))
+    monkeypatch.setattr(cpu, "run", note)
+    monkeypatch.setattr(cpu, "VECTOR_BYTES", 32)
+    monkeypatch.setattr(cpu, "CACHE_BYTES", 2**19)
+    matrix.matmul(np.ones((shape[1], batch), np.float32))
+    assert taken[-1] is getattr(gather, way)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -514,8 +561,6 @@ def test_out_may_not_be_the_bias():
 
 
 def test_a_copy_of_frozen_weights_that_is_interrupted_is_made_again(monkeypatch):
-    from sparsekit.kernels import cpu
-
     rng = np.random.default_rng(0)
     matrix = CondensedMatrix.from_mask(mask_of(CondensedMatrix, (40, 300), 200, rng))
     matrix.values[...] = rng.integers(-4, 5, matrix.values.shape)

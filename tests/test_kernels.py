@@ -214,9 +214,9 @@ def test_the_largest_uint16_width():
 
 
 def test_no_more_specialisations_than_dtypes_need():
-    from sparsekit.kernels import cpu
+    from sparsekit.kernels import gather
 
-    if not hasattr(cpu._gather_wide.serial, "signatures"):
+    if not hasattr(gather.gather_wide.serial, "signatures"):
         pytest.skip("NUMBA_DISABLE_JIT=1: nothing is compiled")
     rng = np.random.default_rng(0)
     mask = random_constant_fan_in((6, 8), 2, rng)
@@ -224,7 +224,7 @@ def test_no_more_specialisations_than_dtypes_need():
     read_only, strided = np.ones((8, 4)), np.ones((8, 8))[:, ::2]
     read_only.flags.writeable = False
     condensed @ np.ones((8, 4))
-    kernels = [version for kernel in (cpu._gather_wide, cpu._dot_rows) for version in kernel]
+    kernels = [version for kernel in (gather.gather_wide, gather.dot_rows) for version in kernel]
     condensed @ np.ones(8)
     before = [len(kernel.signatures) for kernel in kernels]
     for matrix in (condensed, condensed.to_csr()):

@@ -1,4 +1,4 @@
-"""Numba-parallel kernels for feature-major arrays, with the innermost loops of :mod:`sparsekit.kernels.simd`.
+"""Numba-parallel kernels for feature-major arrays, with the loops of :mod:`sparsekit.kernels.gather` and `simd`.
 
 With X (features, batch) every stored weight is one contiguous `y[:] += w * x[:]` over the batch: vectors without
 a gather instruction, the same loop for W X and, over the transposed index, for W^T G. How it runs depends on the
@@ -8,8 +8,10 @@ one sample
     a dot product a row. For weights that never change, and where the processor can permute bytes, many rows at a
     time look their inputs up in registers (:mod:`sparsekit.kernels.lookup`).
 direct
-    row by row, as many samples at a time as fit the registers. Best while the rows of X that a neuron reads stay
-    in the second-level cache, or are read by few.
+    row by row, as many samples at a time as fit the registers. Best while X is small, or read by few.
+in strips
+    32 samples (float32) at a time: that strip of X is copied to a contiguous place, which the second-level cache
+    holds, and every neuron reads its inputs there. For wider batches and inputs that several neurons read.
 blocked
     a tile of up to 256 bytes of the batch at a time: the tile of a block of inputs is copied to a contiguous
     place that fits the first-level cache, and every neuron adds up its weights in that block. For wide batches
@@ -17,9 +19,6 @@ blocked
 
 The weight gradient holds a part of a row of G in registers and multiplies it with the rows of X that the neuron
 reads.
-
-In a loop over rows no function of Numba's may be called with arrays, unless it is inlined: Numba counts references
-around the call, and that takes longer than the sums of a row.
 
 Each iteration of a `prange` owns what it writes and sums in an order that depends on the shapes alone: no races,
 and the same bits for any number of threads. Condensed storage is CSR with rows of equal length, so both run the
@@ -33,26 +32,23 @@ import numba
 import numpy as np
 
 from sparsekit.kernels.compiled import compiled, is_parallel, run
+from sparsekit.kernels.gather import (
+    BLOCK,
+    STRIP_BYTES,
+    TILE_BYTES,
+    dot_rows,
+    gather_narrow,
+    gather_strips,
+    gather_tiles,
+    gather_wide,
+)
 from sparsekit.kernels.lookup import look_up
 from sparsekit.kernels.memory import LINE, address, aligned_empty
 from sparsekit.kernels.one_sample import multiply
 from sparsekit.kernels.plan import Order, Plan
 from sparsekit.kernels.processor import CACHE_BYTES, VECTOR_BYTES, lanes
-from sparsekit.kernels.rectify import finish_row, rectify
-from sparsekit.kernels.scratch import aligned_scratch, copy_part, start_rows
-from sparsekit.kernels.simd import (
-    copy_rows,
-    copy_runs,
-    final_runs,
-    run_products,
-    sparse_dot,
-    transpose_square,
-    weighted_rows,
-    weighted_runs,
-)
+from sparsekit.kernels.simd import copy_runs, run_products, transpose_square
 
-_TILE_BYTES = min(256, 8 * VECTOR_BYTES)  # of the batch, in the blocked product: at most 8 registers
-_BLOCK = 49_152 // _TILE_BYTES  # inputs whose tile the first-level cache holds, or most of it
 _COPY_READERS = 8  # neurons that read an input; fewer do not pay for copying it
 
 _NO_BIAS = {dtype: np.empty(0, dtype=dtype) for dtype in (np.dtype(np.float32), np.dtype(np.float64))}
@@ -128,7 +124,7 @@ def _weight_gradient(indices, g, x, out, plan: Plan):
     g, x = _whole_vectors(g, readers), _whole_vectors(x, readers)
     n_parts = _n_parts(work, 1, len(g))
     whole_rows = x.nbytes < CACHE_BYTES or _run_length(indices.size, len(x), len(g)) < 5
-    runs = plan.runs(len(x) if whole_rows else _BLOCK, n_parts)
+    runs = plan.runs(len(x) if whole_rows else BLOCK, n_parts)
     run(_products, work, indices, *runs, n_parts, g, x, out)
     return out
 
@@ -136,20 +132,36 @@ def _weight_gradient(indices, g, x, out, plan: Plan):
 def _wants_blocks(nnz: int, x: np.ndarray, n_rows: int, frozen: bool) -> bool:
     """Whether tiles pay: rows of x so long that they conflict in the cache, read often, and runs of weights.
 
-    An x that stays in the second-level cache as it is gains from tiles only where runs are long.
+    The wider a strip, the shorter the runs may be. An x that stays in the second-level cache as it is gains from
+    tiles only where runs are long.
     """
     bytes_of_row = x.shape[1] * x.itemsize
-    length = _run_length(nnz, len(x), n_rows)
-    if bytes_of_row >= 512:
-        long_enough = length >= (24 if x.nbytes < CACHE_BYTES else 8)
-    else:
-        long_enough = frozen and bytes_of_row >= 256 and length >= 16
-    return long_enough and nnz >= _COPY_READERS * len(x)
+    least = 24 if x.nbytes < CACHE_BYTES else 8
+    if _wants_strips(nnz, x):
+        least = 24 - 24 * _strip_of_cache(x)
+    if bytes_of_row < 512:
+        least = max(16, least) if frozen and bytes_of_row >= 256 else np.inf
+    return _run_length(nnz, len(x), n_rows) >= least and nnz >= _COPY_READERS * len(x)
+
+
+def _wants_strips(nnz: int, x: np.ndarray) -> bool:
+    """Whether strips pay: for inputs that are read often; if x fits the second-level cache by far more often.
+
+    Measured with vectors of 32 bytes. With those of 64 a strip is two of them, and the caches are other ones.
+    """
+    if VECTOR_BYTES != 32 or x.shape[1] * x.itemsize <= STRIP_BYTES or _strip_of_cache(x) > 1:
+        return False
+    return nnz >= (7 if x.nbytes >= 2 * CACHE_BYTES else 25) * len(x)
+
+
+def _strip_of_cache(x: np.ndarray) -> float:
+    """The part of the second-level cache that a strip of x takes."""
+    return len(x) * STRIP_BYTES / CACHE_BYTES
 
 
 def _run_length(nnz: int, n_inputs: int, n_rows: int) -> float:
     """Stored weights of a row in a block of inputs, on average."""
-    return nnz / (-(-n_inputs // _BLOCK) * n_rows)
+    return nnz / (-(-n_inputs // BLOCK) * n_rows)
 
 
 def _in_order(order: Order, values: np.ndarray) -> np.ndarray:
@@ -166,10 +178,14 @@ def _copy_in_order(values: np.ndarray, order: Order, out: np.ndarray) -> None:
 def _gather(values, indices, indptr, x, bias, relu, out):
     work = values.size * x.shape[1]
     if x.shape[1] == 1:
-        run(_dot_rows, work, values, indices, indptr, x.reshape(-1), bias, relu, out.reshape(-1))
+        run(dot_rows, work, values, indices, indptr, x.reshape(-1), bias, relu, out.reshape(-1))
+        return
+    if _wants_strips(values.size, x):
+        n_parts = _n_parts(work, -(-x.shape[1] * x.itemsize // STRIP_BYTES), len(out))
+        run(gather_strips, work, values, indices, indptr, n_parts, x, bias, relu, out)
         return
     x = _whole_vectors(x, values.size / len(x))
-    kernel = _gather_narrow if x.shape[1] * x.itemsize < VECTOR_BYTES else _gather_wide
+    kernel = gather_narrow if x.shape[1] * x.itemsize < VECTOR_BYTES else gather_wide
     if x.shape[1] == out.shape[1]:
         run(kernel, work, values, indices, indptr, x, bias, relu, out)
     else:
@@ -180,11 +196,11 @@ def _gather(values, indices, indptr, x, bias, relu, out):
 
 def _gather_blocked(values, in_blocks: Callable[[int, int], Order], x, bias, relu, out):
     bytes_of_row, work = x.shape[1] * x.itemsize, values.size * x.shape[1]
-    n_parts = _n_parts(work, -(-bytes_of_row // _TILE_BYTES), len(out))
-    order = in_blocks(_BLOCK, n_parts)
-    in_place = bytes_of_row == _TILE_BYTES and address(x) % LINE == 0
+    n_parts = _n_parts(work, -(-bytes_of_row // TILE_BYTES), len(out))
+    order = in_blocks(BLOCK, n_parts)
+    in_place = bytes_of_row == TILE_BYTES and address(x) % LINE == 0
     arrays = _in_order(order, values), order.indices, order.indptr, order.rows
-    run(_gather_tiles, work, *arrays, _BLOCK, n_parts, in_place, x, bias, relu, out)
+    run(gather_tiles, work, *arrays, BLOCK, n_parts, in_place, x, bias, relu, out)
 
 
 def _n_parts(work: int, n_tiles: int, n_rows: int) -> int:
@@ -214,123 +230,9 @@ def _whole_vectors(x: np.ndarray, readers: float) -> np.ndarray:
     return copy
 
 
-_dot = sparse_dot()
-_sum_1, _sum_2, _sum_4, _sum_8 = (weighted_rows(vectors, 8 // vectors) for vectors in (1, 2, 4, 8))
-_sum_half, _sum_quarter, _sum_eighth = (weighted_rows(1, 8, part) for part in (2, 4, 8))
-_TILE_VECTORS = _TILE_BYTES // VECTOR_BYTES
-_add_runs, _finish_runs = (make(_TILE_VECTORS, 8 // _TILE_VECTORS) for make in (weighted_runs, final_runs))
-_copy_rows, _copy_runs = copy_rows(_TILE_VECTORS), copy_runs()
-_transpose_square = transpose_square()
+_copy_runs, _transpose_square = copy_runs(), transpose_square()
 _products_1, _products_2, _products_4, _products_8 = (run_products(vectors) for vectors in (1, 2, 4, 8))
 _products_half, _products_quarter, _products_eighth = (run_products(1, part) for part in (2, 4, 8))
-
-
-@compiled
-def _dot_rows(values, indices, indptr, x, bias, relu, out):
-    """For a batch of one, out[r] = sum over the slots s of row r of values[s] * x[indices[s]]."""
-    for r in numba.prange(out.shape[0]):
-        out[r] = _dot(values, indices, indptr[r], indptr[r + 1], x)
-        finish_row(out, r, r + 1, bias, r, relu)
-
-
-@compiled
-def _gather_narrow(values, indices, indptr, x, bias, relu, out):
-    """As :func:`_gather_wide` for a batch of half, a quarter or an eighth of a vector."""
-    batch = x.shape[1]
-    width = lanes(x)
-    flat_x, flat_out = x.reshape(-1), out.reshape(-1)
-    for r in numba.prange(out.shape[0]):
-        start, end, y = indptr[r], indptr[r + 1], r * batch
-        if batch == width // 2:
-            _sum_half(flat_out, y, values, indices, start, end, flat_x, 0, batch)
-        elif batch == width // 4:
-            _sum_quarter(flat_out, y, values, indices, start, end, flat_x, 0, batch)
-        else:
-            _sum_eighth(flat_out, y, values, indices, start, end, flat_x, 0, batch)
-        finish_row(flat_out, y, y + batch, bias, r, relu)
-
-
-@compiled
-def _gather_wide(values, indices, indptr, x, bias, relu, out):
-    """For every row r: out[r, :] = sum over its slots s of values[s] * x[indices[s], :].
-
-    The batch is whole vectors; it is covered by tiles of 8, 4, 2 and 1 of them.
-    """
-    batch = x.shape[1]
-    width = lanes(x)
-    flat_x, flat_out = x.reshape(-1), out.reshape(-1)
-    for r in numba.prange(out.shape[0]):
-        start, end, y = indptr[r], indptr[r + 1], r * batch
-        c = 0
-        while c + 8 * width <= batch:
-            _sum_8(flat_out, y + c, values, indices, start, end, flat_x, c, batch)
-            c += 8 * width
-        if c + 4 * width <= batch:
-            _sum_4(flat_out, y + c, values, indices, start, end, flat_x, c, batch)
-            c += 4 * width
-        if c + 2 * width <= batch:
-            _sum_2(flat_out, y + c, values, indices, start, end, flat_x, c, batch)
-            c += 2 * width
-        if c < batch:
-            _sum_1(flat_out, y + c, values, indices, start, end, flat_x, c, batch)
-        finish_row(flat_out, y, y + batch, bias, r, relu)
-
-
-@numba.njit
-def _copy_tile(x, first_row, n_rows, column, width, tile):
-    """tile = x[first_row : first_row + n_rows, column : column + width], zero beyond the last column."""
-    batch, flat_x = x.shape[1], x.reshape(-1)
-    have, first = batch - column, first_row * batch + column
-    if have >= width:
-        _copy_rows(tile, 0, width, flat_x, first, batch, n_rows)
-        return
-    tile[: n_rows * width] = 0
-    for i in range(n_rows):
-        copy_part(tile, i * width, flat_x, first + i * batch, have)
-
-
-@compiled
-def _gather_tiles(values, indices, indptr, rows, block, n_parts, in_place, x, bias, relu, out):
-    """As :func:`_gather_wide` with the weights in runs of a block of inputs each.
-
-    in_place : whether x is a single tile as it stands; nothing is copied then, and out takes the sums
-    """
-    n_inputs, batch = x.shape
-    n_rows = out.shape[0]
-    flat_x, flat_out, runs = x.reshape(-1), out.reshape(-1), (indptr[:-1], indptr[1:], rows)
-    bound = x.dtype.type(0 if relu else -np.inf)
-    n_tiles, n_blocks = -(-batch // (_TILE_VECTORS * lanes(x))), -(-n_inputs // block)
-    for task in numba.prange(n_tiles * n_parts):
-        # Set in this loop, these are constants for LLVM: fewer instructions a run.
-        width, line, lines = _TILE_VECTORS * lanes(x), LINE // x.itemsize, _TILE_BYTES // LINE
-        column, part = task // n_parts * width, task % n_parts
-        low, high = part * n_rows // n_parts, (part + 1) * n_rows // n_parts
-        have = min(width, batch - column)
-        if in_place:
-            tile, y = flat_x, flat_out[low * width : high * width]
-        else:
-            tile, y = aligned_scratch(block * width, x), aligned_scratch((high - low) * width, x)
-        start_rows(y, bias, low, width)
-        for j in range(n_blocks):
-            first = j * block * width
-            if not in_place:
-                first = 0
-                _copy_tile(x, j * block, min(block, n_inputs - j * block), column, width, tile)
-            next_row, next_column = ((j + 1) * block, column) if j + 1 < n_blocks else (0, column + width)
-            n_ahead = min(block, n_inputs - next_row) if next_column < batch else 0
-            ahead = flat_x, next_row * batch + next_column, batch, n_ahead, line, lines
-            these = j * n_rows + low, j * n_rows + high
-            sums = y, -low * width, width, values, indices, runs, *these, tile, first, width, ahead
-            if j + 1 == n_blocks and have == width:
-                _finish_runs(*sums, (bound, flat_out, column, batch, width, _TILE_VECTORS, False))
-            else:
-                _add_runs(*sums)
-        if have < width:
-            for r in range(low, high):
-                here = (r - low) * width
-                if relu:
-                    rectify(y, here, here + have)
-                copy_part(flat_out, r * batch + column, y, here, have)
 
 
 @compiled
