@@ -208,7 +208,7 @@ class SparseMatrix(StoredMatrix):
 
     indices: np.ndarray
     _frozen_values: np.ndarray | None = None
-    _one_sample: Callable[..., bool] | None = None  # that of the plan, as soon as it has one
+    _products: dict[int, Callable[..., bool] | None]  # of the plan, by batch; None if they suit no longer
 
     def matmul(
         self,
@@ -219,33 +219,34 @@ class SparseMatrix(StoredMatrix):
         bias: np.ndarray | None = None,
         relu: bool = False,
     ) -> np.ndarray:
-        """As :meth:`StoredMatrix.matmul`; one sample goes to compiled code unseen, which checks it in no time."""
-        if self._one_sample is not None and backend == "cpu":
-            result = self._at_once(self._one_sample, x, out, bias, relu)
-            if result is not None:
-                return result
-        result = super().matmul(x, backend, out, bias=bias, relu=relu)
-        if self._frozen_values is not None and self.plan.one_sample and "_one_sample" not in vars(self):
-            self._one_sample = self.plan.one_sample
+        """As :meth:`StoredMatrix.matmul`; few samples go to compiled code unseen, which checks them itself."""
+        if self._frozen_values is None or backend != "cpu":
+            return super().matmul(x, backend, out, bias=bias, relu=relu)
+        result = self._at_once(x, out, bias, relu)
+        if result is None:
+            result = super().matmul(x, backend, out, bias=bias, relu=relu)
+            batch = 1 if result.ndim == 1 else result.shape[1]
+            if batch in self.plan.at_once:
+                self._products.setdefault(batch, self.plan.at_once[batch])
         return result
 
-    def _at_once(
-        self, one_sample: Callable[..., bool], x: Any, out: Any, bias: Any, relu: bool
-    ) -> np.ndarray | None:
+    def _at_once(self, x: Any, out: Any, bias: Any, relu: bool) -> np.ndarray | None:
         """The product if compiled code takes the arguments as they are, else None."""
         column = x[:, None] if getattr(x, "ndim", 0) == 1 else x
-        if getattr(column, "shape", ())[1:] != (1,):
+        shape = getattr(column, "shape", ())
+        product = self._products.get(shape[1]) if len(shape) == 2 else None
+        if product is None:
             return None
-        target = np.empty((self.shape[0], 1), self.values.dtype) if out is None else out
+        target = self._new((self.shape[0], shape[1])) if out is None else out
         if bias is None:
             bias = _NO_BIAS[self.values.dtype]
         elif getattr(bias, "size", 0) == 0:  # no bias to kernels, a wrong one to users
             return None
         try:
-            if one_sample(column, bias, relu, target):
+            if product(column, bias, relu, target):
                 return target if column is x else target[:, 0]
         except TypeError:  # arrays of another kind; finding that out takes longer than the product
-            self._one_sample = None
+            self._products[shape[1]] = None
         return None
 
     def frozen(self) -> Self:
@@ -255,7 +256,7 @@ class SparseMatrix(StoredMatrix):
         taken in another order, so results can differ in the last bits.
         """
         matrix = copy.deepcopy(self)
-        matrix._frozen_values = matrix.values
+        matrix._frozen_values, matrix._products = matrix.values, {}
         matrix.values = matrix.values.view()
         matrix.values.flags.writeable = False
         return matrix

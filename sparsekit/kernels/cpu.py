@@ -31,9 +31,11 @@ from collections.abc import Callable
 import numba
 import numpy as np
 
+from sparsekit.kernels.at_once import multiply
 from sparsekit.kernels.compiled import compiled, is_parallel, run
 from sparsekit.kernels.gather import (
     BLOCK,
+    COPY_READERS,
     STRIP_BYTES,
     TILE_BYTES,
     dot_rows,
@@ -41,15 +43,14 @@ from sparsekit.kernels.gather import (
     gather_strips,
     gather_tiles,
     gather_wide,
+    whole_vectors,
 )
 from sparsekit.kernels.lookup import look_up
 from sparsekit.kernels.memory import LINE, address, aligned_empty
-from sparsekit.kernels.one_sample import multiply
 from sparsekit.kernels.plan import Order, Plan
 from sparsekit.kernels.processor import CACHE_BYTES, VECTOR_BYTES, lanes
+from sparsekit.kernels.scratch import narrow, widen
 from sparsekit.kernels.simd import copy_runs, run_products, transpose_square
-
-_COPY_READERS = 8  # neurons that read an input; fewer do not pay for copying it
 
 _NO_BIAS = {dtype: np.empty(0, dtype=dtype) for dtype in (np.dtype(np.float32), np.dtype(np.float64))}
 
@@ -93,15 +94,15 @@ def transpose(x: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 def _forward(values, indices, x, out, plan: Plan, bias, relu):
     bias = _NO_BIAS[out.dtype] if bias is None else bias
-    if x.shape[1] == 1 and (
-        look_up(plan, values, x, bias, relu, out) or multiply(plan, values, x, bias, relu, out)
-    ):
+    if x.shape[1] == 1 and look_up(plan, values, x, bias, relu, out):
         return out
     values, indices = values.reshape(-1), indices.reshape(-1)
     if _wants_blocks(values.size, x, len(out), plan.frozen):
         _gather_blocked(values, plan.rows_in_blocks, x, bias, relu, out)
-    else:
-        _gather(values, indices, plan.indptr, x, bias, relu, out)
+        return out
+    strip_parts = _strip_parts(values.size, x, len(out))
+    if not multiply(plan, values, x, bias, relu, out, strip_parts):
+        _gather(values, indices, plan.indptr, x, bias, relu, out, strip_parts)
     return out
 
 
@@ -111,7 +112,8 @@ def _input_gradient(values, g, out, plan: Plan):
         _gather_blocked(values, plan.columns_in_blocks, g, bias, False, out)
     else:
         order = plan.by_column
-        _gather(_in_order(order, values), order.indices, order.indptr, g, bias, False, out)
+        strip_parts = _strip_parts(values.size, g, len(out))
+        _gather(_in_order(order, values), order.indices, order.indptr, g, bias, False, out, strip_parts)
     return out
 
 
@@ -141,7 +143,7 @@ def _wants_blocks(nnz: int, x: np.ndarray, n_rows: int, frozen: bool) -> bool:
         least = 24 - 24 * _strip_of_cache(x)
     if bytes_of_row < 512:
         least = max(16, least) if frozen and bytes_of_row >= 256 else np.inf
-    return _run_length(nnz, len(x), n_rows) >= least and nnz >= _COPY_READERS * len(x)
+    return _run_length(nnz, len(x), n_rows) >= least and nnz >= COPY_READERS * len(x)
 
 
 def _wants_strips(nnz: int, x: np.ndarray) -> bool:
@@ -152,6 +154,12 @@ def _wants_strips(nnz: int, x: np.ndarray) -> bool:
     if VECTOR_BYTES != 32 or x.shape[1] * x.itemsize <= STRIP_BYTES or _strip_of_cache(x) > 1:
         return False
     return nnz >= (7 if x.nbytes >= 2 * CACHE_BYTES else 25) * len(x)
+
+
+def _strip_parts(nnz: int, x: np.ndarray, n_rows: int) -> int:
+    """Into how many parts to cut the rows of strips; 0 where they do not pay."""
+    n_strips = -(-x.shape[1] * x.itemsize // STRIP_BYTES)
+    return _n_parts(nnz * x.shape[1], n_strips, n_rows) if _wants_strips(nnz, x) else 0
 
 
 def _strip_of_cache(x: np.ndarray) -> float:
@@ -175,14 +183,13 @@ def _copy_in_order(values: np.ndarray, order: Order, out: np.ndarray) -> None:
         run(_take, out.size, values, order.places, out)
 
 
-def _gather(values, indices, indptr, x, bias, relu, out):
+def _gather(values, indices, indptr, x, bias, relu, out, strip_parts):
     work = values.size * x.shape[1]
     if x.shape[1] == 1:
         run(dot_rows, work, values, indices, indptr, x.reshape(-1), bias, relu, out.reshape(-1))
         return
-    if _wants_strips(values.size, x):
-        n_parts = _n_parts(work, -(-x.shape[1] * x.itemsize // STRIP_BYTES), len(out))
-        run(gather_strips, work, values, indices, indptr, n_parts, x, bias, relu, out)
+    if strip_parts:
+        run(gather_strips, work, values, indices, indptr, strip_parts, x, bias, relu, out)
         return
     x = _whole_vectors(x, values.size / len(x))
     kernel = gather_narrow if x.shape[1] * x.itemsize < VECTOR_BYTES else gather_wide
@@ -191,7 +198,7 @@ def _gather(values, indices, indptr, x, bias, relu, out):
     else:
         padded = aligned_empty((len(out), x.shape[1]), out.dtype)
         run(kernel, work, values, indices, indptr, x, bias, relu, padded)
-        out[...] = padded[:, : out.shape[1]]
+        narrow(padded, out)
 
 
 def _gather_blocked(values, in_blocks: Callable[[int, int], Order], x, bias, relu, out):
@@ -220,14 +227,12 @@ def _whole_vectors(x: np.ndarray, readers: float) -> np.ndarray:
     A copy if that changes x, or if x does not start on a cache line and is read often enough to pay for it.
     """
     n_rows, batch = x.shape
-    vector = VECTOR_BYTES // x.itemsize
-    width = -(-batch // vector) * vector if batch > vector // 2 else 1 << (batch - 1).bit_length()
-    if width == batch and (readers < _COPY_READERS or address(x) % LINE == 0):
+    width = whole_vectors(batch, VECTOR_BYTES // x.itemsize)
+    if width == batch and (readers < COPY_READERS or address(x) % LINE == 0):
         return x
-    copy = aligned_empty((n_rows, width), x.dtype)
-    copy[:, :batch] = x
-    copy[:, batch:] = 0
-    return copy
+    wide = aligned_empty((n_rows, width), x.dtype)
+    widen(x, wide)
+    return wide
 
 
 _copy_runs, _transpose_square = copy_runs(), transpose_square()

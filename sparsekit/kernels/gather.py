@@ -20,6 +20,7 @@ from sparsekit.kernels.simd import copy_rows, final_runs, sparse_dot, weighted_r
 TILE_BYTES = min(256, 8 * VECTOR_BYTES)  # of the batch, in gather_tiles: at most 8 registers
 BLOCK = 49_152 // TILE_BYTES  # inputs whose tile the first-level cache holds, or most of it
 STRIP_BYTES = 2 * LINE  # of the batch, in gather_strips: several registers, and as much of it as a cache holds
+COPY_READERS = 8  # neurons that read an input; fewer do not pay for copying it
 
 _TILE_VECTORS, _STRIP_VECTORS = TILE_BYTES // VECTOR_BYTES, STRIP_BYTES // VECTOR_BYTES
 
@@ -80,6 +81,11 @@ def gather_wide(values, indices, indptr, x, bias, relu, out):
         if c < batch:
             _sum_1(flat_out, y + c, values, indices, start, end, flat_x, c, batch)
         finish_row(flat_out, y, y + batch, bias, r, relu)
+
+
+def whole_vectors(batch: int, lanes: int) -> int:
+    """The batch filled up to vectors of so many lanes, or to 2, 4, 8, ... samples where that is less."""
+    return -(-batch // lanes) * lanes if batch > lanes // 2 else 1 << (batch - 1).bit_length()
 
 
 def _copy_columns(vectors):

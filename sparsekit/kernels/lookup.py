@@ -11,10 +11,10 @@ from functools import partial
 import numba
 import numpy as np
 
+from sparsekit.kernels.at_once import refuse_others, suit
 from sparsekit.kernels.compiled import compiled, is_parallel, run
 from sparsekit.kernels.lookup_layout import SlidingLookup, SortedLookup
 from sparsekit.kernels.memory import LINE
-from sparsekit.kernels.one_sample import refuse_others, suit
 from sparsekit.kernels.plan import Plan
 from sparsekit.kernels.processor import LOOKUP_INPUTS
 from sparsekit.kernels.rectify import finish_row, rectify
@@ -32,7 +32,7 @@ def look_up(plan: Plan, values, x, bias, relu, out) -> bool:
     """Whether out = W x could be computed: not on every processor, nor for values that may change or are too few.
 
     Nor if x is not finite. An infinite input would meet the zeros that fill steps up, and make NaN of neurons that
-    do not read it. Once a product is done, the plan's `one_sample` does the next.
+    do not read it. Once a product is done, the plan does the next at once.
     """
     if LOOKUP_INPUTS not in _KERNELS:
         return False
@@ -43,7 +43,7 @@ def look_up(plan: Plan, values, x, bias, relu, out) -> bool:
     work = len(lookup.steps) * layout.LANES
     done = run(kernel, work, lookup.memory, x, bias, relu, out)
     if not is_parallel(work):
-        plan.one_sample = partial(refuse_others(kernel.serial), lookup.memory)
+        plan.at_once[1] = partial(refuse_others(kernel.serial), lookup.memory)
     return done
 
 
@@ -60,7 +60,7 @@ def _is_finite(x):
 def _sum_sorted(memory, x, bias, relu, out):
     """out = W x by the memory of a :class:`SortedLookup`, with bias and ReLU; whether the arguments suit it."""
     head = memory[:64].view(np.int64)
-    if not (suit(head, x, bias, out) and _is_finite(x.reshape(-1))):
+    if not (x.shape[1] == 1 and suit(head, x, bias, out) and _is_finite(x.reshape(-1))):
         return False
     bounds = memory[head[4] : head[5]].view(np.int64)
     ranks = memory[head[5] : head[6]].view(np.uint16)
@@ -90,7 +90,7 @@ def _sum_sorted(memory, x, bias, relu, out):
 def _sum_sliding(memory, x, bias, relu, out):
     """As :func:`_sum_sorted`, by the memory of a :class:`SlidingLookup`."""
     head = memory[:80].view(np.int64)
-    if not (suit(head, x, bias, out) and _is_finite(x.reshape(-1))):
+    if not (x.shape[1] == 1 and suit(head, x, bias, out) and _is_finite(x.reshape(-1))):
         return False
     bounds = memory[head[4] : head[5]].view(np.int64)
     order = memory[head[5] : head[6]].view(np.uint16)

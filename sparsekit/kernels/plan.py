@@ -97,9 +97,9 @@ class Plan:
     Attributes
     ----------
     frozen : whether the values never change, so that what is made from them is kept
-    one_sample : f(x, bias, relu, out) computes out = W x as a kernel does, and says whether it could: it looks at
-        shapes and memory itself, in compiled code. For arrays of other kinds than it was compiled for it raises a
-        TypeError. None where there is no such function
+    at_once : for a batch, f(x, bias, relu, out) computes out = W x as a kernel does, and says whether it could: it
+        looks at shapes and memory itself, in compiled code. For arrays of other kinds than it was compiled for it
+        raises a TypeError
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ class Plan:
         self.indptr, self.indices, self.shape, self.frozen = read_only(indptr), indices, shape, frozen
         self._orders: dict[tuple[str, int, int], Order] = {}
         self._runs: dict[tuple[int, int], Runs] = {}
-        self.one_sample: Callable[..., bool] | None = None
+        self.at_once: dict[int, Callable[..., bool]] = {}
         self._lookup: SortedLookup | SlidingLookup | None = None
 
     @cached_property

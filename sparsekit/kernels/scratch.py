@@ -32,3 +32,22 @@ def copy_part(target, t0, source, s0, n):
     to, part = target[t0 : t0 + n], source[s0 : s0 + n]
     for k in range(n):
         to[k] = part[k]
+
+
+@numba.njit
+def widen(x, wide):
+    """Fill the rows of `wide` with those of x, and zeros."""
+    batch, width = x.shape[1], wide.shape[1]
+    flat_x, flat_wide = x.reshape(-1), wide.reshape(-1)
+    flat_wide[:] = 0
+    for i in range(x.shape[0]):
+        copy_part(flat_wide, i * width, flat_x, i * batch, batch)
+
+
+@numba.njit
+def narrow(wide, x):
+    """Fill the rows of x with the beginnings of those of `wide`."""
+    batch, width = x.shape[1], wide.shape[1]
+    flat_x, flat_wide = x.reshape(-1), wide.reshape(-1)
+    for i in range(x.shape[0]):
+        copy_part(flat_x, i * batch, flat_wide, i * width, batch)
