@@ -233,11 +233,11 @@ class SparseMatrix(StoredMatrix):
     def _at_once(self, x: Any, out: Any, bias: Any, relu: bool) -> np.ndarray | None:
         """The product if compiled code takes the arguments as they are, else None."""
         column = x[:, None] if getattr(x, "ndim", 0) == 1 else x
-        shape = getattr(column, "shape", ())
-        product = self._products.get(shape[1]) if len(shape) == 2 else None
+        batch = column.shape[1] if getattr(column, "ndim", 0) == 2 else 0
+        product = self._products.get(batch)
         if product is None:
             return None
-        target = self._new((self.shape[0], shape[1])) if out is None else out
+        target = self._new((self.shape[0], batch)) if out is None else out
         if bias is None:
             bias = _NO_BIAS[self.values.dtype]
         elif getattr(bias, "size", 0) == 0:  # no bias to kernels, a wrong one to users
@@ -246,7 +246,7 @@ class SparseMatrix(StoredMatrix):
             if product(column, bias, relu, target):
                 return target if column is x else target[:, 0]
         except TypeError:  # arrays of another kind; finding that out takes longer than the product
-            self._products[shape[1]] = None
+            self._products[batch] = None
         return None
 
     def frozen(self) -> Self:
@@ -256,8 +256,10 @@ class SparseMatrix(StoredMatrix):
         taken in another order, so results can differ in the last bits.
         """
         matrix = copy.deepcopy(self)
-        matrix._frozen_values, matrix._products = matrix.values, {}
-        matrix.values = matrix.values.view()
+        if matrix._frozen_values is not None:
+            return matrix
+        matrix._frozen_values, matrix._products = matrix.kernel_values, {}
+        matrix.values = matrix._frozen_values.view()
         matrix.values.flags.writeable = False
         return matrix
 

@@ -80,6 +80,21 @@ def test_compiled_code_takes_samples_unseen(batch, in_strips, on_threads, offset
     np.testing.assert_array_equal(matrix.matmul(x, bias=bias, relu=True), out)
 
 
+@KINDS
+@pytest.mark.parametrize("batch", [1, 5])
+def test_weights_that_are_read_only_can_be_frozen_and_frozen_ones_again(batch, fan_in, dtype, alone):
+    matrix, x = frozen_and_ready(fan_in, dtype, batch)
+    expected = matrix.matmul(x, backend="reference")
+    plain = CSRMatrix(matrix.values.copy(), matrix.indices, matrix.indptr, matrix.shape)
+    plain.values.flags.writeable = False
+    again = matrix.frozen(), plain.frozen()
+    for one in again:
+        one.matmul(x)
+    alone()
+    for one in again:
+        np.testing.assert_allclose(one.matmul(x), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_process_without_threads_takes_the_loops_for_one(monkeypatch):
     """Those for several, which a parent process has kept, would end it."""
     monkeypatch.setattr(compiled, "_PARALLEL_FROM", 0)
