@@ -215,6 +215,7 @@ def test_the_largest_uint16_width():
 
 def test_no_more_specialisations_than_dtypes_need():
     from sparsekit.kernels import gather
+    from sparsekit.kernels.compiled import Kernel
 
     if not hasattr(gather.gather_wide.serial, "signatures"):
         pytest.skip("NUMBA_DISABLE_JIT=1: nothing is compiled")
@@ -224,7 +225,7 @@ def test_no_more_specialisations_than_dtypes_need():
     read_only, strided = np.ones((8, 4)), np.ones((8, 8))[:, ::2]
     read_only.flags.writeable = False
     condensed @ np.ones((8, 4))
-    kernels = [version for kernel in (gather.gather_wide, gather.dot_rows) for version in kernel]
+    kernels = [version for kernel in vars(gather).values() if isinstance(kernel, Kernel) for version in kernel]
     condensed @ np.ones(8)
     before = [len(kernel.signatures) for kernel in kernels]
     for matrix in (condensed, condensed.to_csr()):

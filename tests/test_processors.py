@@ -25,6 +25,8 @@ from sparsekit import kernels
 from sparsekit.condensed import CondensedMatrix
 from sparsekit.convolution import Convolution
 from sparsekit.csr import CSRMatrix
+from sparsekit.kernels.compiled import run
+from sparsekit.kernels.gather import gather_strips
 from sparsekit.nn import BatchNorm2d, Conv2d, MaxPool2d, ReLU, Sequential
 
 HAS = {name[1:] for name in get_host_cpu_features().split(",") if name.startswith("+")}
@@ -124,12 +126,21 @@ def check_layers(found):
             assert_close(found.pop(f"{name}: {what}"), array, 1e-5 if x.dtype == np.float32 else 1e-12, what)
 
 
+def in_strips(matrix, x):
+    """W x in strips, also where the processor or the batch would have it computed in another way."""
+    out, plan = np.empty((matrix.shape[0], x.shape[1]), x.dtype), matrix.plan
+    arrays = matrix.kernel_values.reshape(-1), plan.indices, plan.indptr
+    run(gather_strips, 0, *arrays, 2, x, np.empty(0, x.dtype), False, out)
+    return out
+
+
 def save_results(path):
     """What the package computes."""
     results = dict(of_layers())
     for name, matrix, _, _, x, g, bias in layers():
         results[f"{name}: matmul"] = matrix.matmul(x)
         results[f"{name}: matmul, frozen"] = matrix.frozen().matmul(x)
+        results[f"{name}: matmul, in strips"] = in_strips(matrix, x)
         results[f"{name}: matmul, bias, relu"] = matrix.matmul(x, bias=bias, relu=True)
         results[f"{name}: rmatmul"] = matrix.rmatmul(g)
         results[f"{name}: sampled_outer"] = matrix.sampled_outer(g, x).ravel()
@@ -148,7 +159,8 @@ def check_results(path):
         w, x, g, b = (np.abs(array) for array in (W, X, G, B))
         n_terms = mask.sum(axis=1)[:, None]
         assert_within_rounding(results.pop(f"{name}: matmul"), W @ X, w @ x, n_terms)
-        assert_within_rounding(results.pop(f"{name}: matmul, frozen"), W @ X, w @ x, n_terms)
+        for how in ("frozen", "in strips"):
+            assert_within_rounding(results.pop(f"{name}: matmul, {how}"), W @ X, w @ x, n_terms)
         y = results.pop(f"{name}: matmul, bias, relu")
         assert_within_rounding(y, np.maximum(W @ X + B, 0), w @ x + b, n_terms + 1)
         dx = results.pop(f"{name}: rmatmul")
@@ -193,22 +205,21 @@ t.save_results(sys.argv[1])"""
 
 
 @pytest.mark.skipif("avx2" not in HAS or "fma" not in HAS, reason="this processor has no AVX2")
-def test_one_sample_with_avx2(tmp_path):
-    """Which looks inputs up in another way than AVX-512 does."""
+def test_products_with_avx2(tmp_path):
+    """Which looks the inputs of one sample up in another way than AVX-512 does, and has strips."""
     code = """
 import sys, numpy as np, test_processors as t
 from sparsekit.kernels.processor import LOOKUP_INPUTS
 assert LOOKUP_INPUTS == 32
-results = {name: m.frozen().matmul(x) for name, m, *_, x, _, _ in t.layers() if x.shape[1] == 1}
+results = {name: (m.frozen() if x.shape[1] == 1 else m).matmul(x) for name, m, *_, x, _, _ in t.layers()}
 np.savez(sys.argv[1], **results)"""
     avx2 = {"NUMBA_DISABLE_JIT": "0", "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma"}
     in_a_fresh_process(code, tmp_path / "results.npz", **avx2)
     with np.load(tmp_path / "results.npz") as results:
         for name, _, weight, mask, x, *_ in layers():
-            if x.shape[1] == 1:
-                W, X = weight.astype(float), x.astype(float)
-                n_terms = mask.sum(axis=1)[:, None]
-                assert_within_rounding(results[name], W @ X, np.abs(W) @ np.abs(X), n_terms)
+            W, X = weight.astype(float), x.astype(float)
+            n_terms = mask.sum(axis=1)[:, None]
+            assert_within_rounding(results[name], W @ X, np.abs(W) @ np.abs(X), n_terms)
 
 
 def use(matrix, x, g, bias):
