@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from sparsekit.kernels.compiled import FASTMATH, is_parallel
-from sparsekit.kernels.gather import COPY_READERS, gather_narrow, gather_strips, gather_wide, whole_vectors
+from sparsekit.kernels.gather import COPY_READERS, direct_kernel, gather_strips, whole_vectors
 from sparsekit.kernels.memory import LINE, address
 from sparsekit.kernels.plan import Plan
 from sparsekit.kernels.processor import SIMD, VECTOR_BYTES
@@ -60,7 +60,7 @@ def _loops(
         make, kernel, first = _strips, gather_strips, strip_parts
     else:
         first = whole_vectors(x.shape[1], VECTOR_BYTES // x.itemsize)
-        make, kernel = _direct, gather_narrow if first * x.itemsize < VECTOR_BYTES else gather_wide
+        make, kernel = _direct, direct_kernel(first * x.itemsize)
     return make(x.dtype, index_dtype, kernel.parallel if on_threads else kernel.serial), (first,)
 
 

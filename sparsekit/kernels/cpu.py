@@ -38,11 +38,10 @@ from sparsekit.kernels.gather import (
     COPY_READERS,
     STRIP_BYTES,
     TILE_BYTES,
+    direct_kernel,
     dot_rows,
-    gather_narrow,
     gather_strips,
     gather_tiles,
-    gather_wide,
     whole_vectors,
 )
 from sparsekit.kernels.lookup import look_up
@@ -192,7 +191,7 @@ def _gather(values, indices, indptr, x, bias, relu, out, strip_parts):
         run(gather_strips, work, values, indices, indptr, strip_parts, x, bias, relu, out)
         return
     x = _whole_vectors(x, values.size / len(x))
-    kernel = gather_narrow if x.shape[1] * x.itemsize < VECTOR_BYTES else gather_wide
+    kernel = direct_kernel(x.shape[1] * x.itemsize)
     if x.shape[1] == out.shape[1]:
         run(kernel, work, values, indices, indptr, x, bias, relu, out)
     else:

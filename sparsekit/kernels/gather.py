@@ -10,7 +10,7 @@ around the call, and that takes longer than the sums of a row.
 import numba
 import numpy as np
 
-from sparsekit.kernels.compiled import compiled
+from sparsekit.kernels.compiled import Kernel, compiled
 from sparsekit.kernels.memory import LINE
 from sparsekit.kernels.processor import VECTOR_BYTES, lanes
 from sparsekit.kernels.rectify import finish_row, rectify
@@ -86,6 +86,11 @@ def gather_wide(values, indices, indptr, x, bias, relu, out):
 def whole_vectors(batch: int, lanes: int) -> int:
     """The batch filled up to vectors of so many lanes, or to 2, 4, 8, ... samples where that is less."""
     return -(-batch // lanes) * lanes if batch > lanes // 2 else 1 << (batch - 1).bit_length()
+
+
+def direct_kernel(bytes_of_row: int) -> Kernel:
+    """The loops for rows of x of so many bytes: :func:`gather_narrow` if they are less than a vector."""
+    return gather_narrow if bytes_of_row < VECTOR_BYTES else gather_wide
 
 
 def _copy_columns(vectors):
